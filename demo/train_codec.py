@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""Train the nano codec of the embedded default: a small Mimi in the wheel's own modules.
+
+Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: the Arabic it hears is pseudo-words
+        drawn from roots and patterns, the English is the manual text inside the Python interpreter, so no sentence
+        of demo/corpus is ever seen.
+Writes  runs/codec/ (synthesised audio, checkpoint, progress.jsonl) and, at the end, demo/codec.safetensors.
+
+    python demo/train_codec.py --hours 1.5                  # what made the committed weights, on 2 CPU cores
+    python demo/train_codec.py --hours 0.05 --clips 200 --work /tmp/codec --out /tmp/codec.safetensors
+
+The same command again continues from the checkpoint. Every schedule is a function of the share of --hours spent,
+so a slower machine takes fewer steps, never longer.
+
+Objective: multi-resolution log-mel and magnitude distances from the start; after --warmup-share of the time a
+discriminator (multi-period + multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv 2106.07889, a few
+channels each) with feature matching, because spectral distances alone leave the harmonics smeared. Latents are
+pulled to zero mean and unit variance and disturbed by noise of up to --noise standard deviations: what a FlowLM
+predicts is never exact.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import soundfile as sf
+import torch
+import torch.nn.functional as F
+import torchaudio
+import yaml
+from pocket_tts.models.mimi import MimiModel, build_mimi
+from pocket_tts.modules.stateful_module import StatefulModule, init_states
+from pocket_tts.utils.config import MimiConfig
+from safetensors.torch import save_file
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+SAMPLE_RATE = 24000
+FRAME = 1920  # samples per latent: 24000 / 12.5
+
+# --- what the codec hears ---------------------------------------------------------------------------------------------
+
+CONSONANTS = "ءبتثجحخدذرزسشصضطظعغفقكلمنهوي"
+# Patterns over the root letters 1, 2, 3: verbs, participles, verbal nouns, plurals, with and without the article.
+PATTERNS = """1َ2َ3َ يَ1ْ2ُ3ُ 1ِ2َا3ٌ 1َا2ِ3ٌ مَ1ْ2ُو3ٍ تَ1ْ2ِي3ًا مُ1َ2ِّ3ٌ اسْتَ1ْ2َ3َ 1َ2ِي3َةٌ الْ1ُ2ُو3ِ أَ1ْ2َا3ٍ تَ1َ2َّ3َ
+1َ2ْ3َى مُ1ْتَ2ِ3َةً 1ُ2َيْ3ٌ 1َ2َّا3ُونَ نَ1ْ2ِ3ُ 1ِ2ْ3ِيٌّ 1َوْ2َ3ٌ مِ1ْ2َا3ٌ إِ1ْ2َا3َ انْ1َ2َ3َتْ 1ُ2ِّ3َ آ1ِ2َ3ٌ لِ1َ2ْ3ِهِمْ وَ1َ2ُ3َ بِ1ُ2ْ3ٍ""".split()
+ARABIC_ENDS, ENGLISH_ENDS = [".", "؟", "!", "،"], [".", "?", "!", ","]
+
+
+def pseudo_arabic(rng: random.Random) -> str:
+    """A vocalised line of 3-8 words drawn from random roots: every consonant meets every vowel."""
+    words = []
+    for _ in range(rng.randint(3, 8)):
+        root = rng.choices(CONSONANTS, k=3)
+        words.append("".join(root[int(c) - 1] if c in "123" else c for c in rng.choice(PATTERNS)))
+    return " ".join(words) + rng.choice(ARABIC_ENDS)
+
+
+def english_lines() -> list[str]:
+    words = [w for text in topics.values() for w in text.split() if w.isalpha()]
+    return [" ".join(words[i : i + 8]) for i in range(0, len(words) - 8, 8)]
+
+
+def synthesise(folder: Path, num_clips: int, seed: int) -> None:
+    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice, a quarter other Arabic, a quarter English."""
+    rng, english = random.Random(seed), english_lines()
+    variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
+    jobs = []
+    for i in range(num_clips):
+        kind = ("corpus", "corpus", "arabic", "english")[i % 4]
+        text = rng.choice(english) + rng.choice(ENGLISH_ENDS) if kind == "english" else pseudo_arabic(rng)
+        if kind == "corpus":
+            voice = ["-v", "ar", "-s", "150"]
+        else:
+            language = rng.choice(["en-us", "en-gb"]) if kind == "english" else "ar"
+            voice = ["-v", f"{language}+{rng.choice(variants)}", "-s", str(rng.randint(120, 210)), "-p", str(rng.randint(20, 80))]
+        jobs.append((folder / f"{i}.wav", voice, text))
+
+    def speak(job: tuple[Path, list[str], str]) -> np.ndarray:
+        wav, voice, text = job
+        subprocess.run(["espeak-ng", *voice, "-w", str(wav), text], check=True)
+        samples, rate = sf.read(wav, dtype="float32")
+        wav.unlink()
+        audio = torchaudio.functional.resample(torch.from_numpy(samples), rate, SAMPLE_RATE)
+        return (audio.clamp(-1, 1) * 32767).to(torch.int16).numpy()
+
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        audio = np.concatenate(list(pool.map(speak, jobs)))
+    torch.set_num_threads(os.cpu_count() or 1)
+    np.save(folder / "tmp.npy", audio)
+    os.replace(folder / "tmp.npy", folder / "audio.npy")
+
+
+def draw_batch(audio: np.ndarray, batch_size: int, frames: int, rng: np.random.Generator) -> torch.Tensor:
+    """Random crops [B, 1, frames * FRAME], each with its own gain of -12 to +3 dB."""
+    starts = rng.integers(0, len(audio) - frames * FRAME, batch_size)
+    batch = np.stack([audio[s : s + frames * FRAME] for s in starts]).astype("float32") / 32768
+    gain = 10 ** (rng.uniform(-12, 3, (batch_size, 1)) / 20)
+    return torch.from_numpy((batch * gain).astype("float32")).clamp(-1, 1)[:, None]
+
+
+# --- the codec --------------------------------------------------------------------------------------------------------
+
+
+def load_mimi(config_path: Path) -> MimiModel:
+    mimi = build_mimi(MimiConfig(**yaml.safe_load(config_path.read_text())["mimi"]))
+    for name, module in mimi.named_modules():
+        if isinstance(module, StatefulModule):
+            module._module_absolute_name = name
+    return mimi
+
+
+def decode(mimi: MimiModel, latents: torch.Tensor) -> torch.Tensor:
+    """[B, T, 32] -> [B, 1, T * FRAME]: MimiModel.decode_from_latent with the transformer on its stateless path,
+    since writing a key-value cache in place has no gradient."""
+    state = init_states(mimi, latents.shape[0], 1)
+    x = mimi.upsample(mimi.quantizer(latents.transpose(1, 2)), state)
+    (x,) = mimi.decoder_transformer(x, None)
+    return mimi.decoder(x, state)
+
+
+def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
+    """Make each latent dimension's standard deviation 1 exactly: divide the encoder's last weights, multiply the decoder's first."""
+    mimi.downsample.conv.conv.weight.data /= std[:, None, None]
+    mimi.quantizer.output_proj.weight.data *= std.view(1, -1, *[1] * (mimi.quantizer.output_proj.weight.dim() - 2))
+
+
+# --- distances and discriminators -------------------------------------------------------------------------------------
+
+
+class SpectralDistance(nn.Module):
+    """Mean over window sizes of L1 log-mel + L1 on compressed magnitudes; long windows see the single harmonics."""
+
+    def __init__(self, windows: tuple[int, ...] = (256, 512, 1024, 2048), mels: tuple[int, ...] = (32, 64, 80, 128)):
+        super().__init__()
+        self.windows = windows
+        for n, m in zip(windows, mels):
+            self.register_buffer(f"window_{n}", torch.hann_window(n))
+            bank = torchaudio.functional.melscale_fbanks(n // 2 + 1, 0.0, 12000.0, m, SAMPLE_RATE, mel_scale="slaney")
+            self.register_buffer(f"mel_{n}", bank)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        total = x.new_zeros(())
+        for n in self.windows:
+            spectrum = torch.stft(torch.cat([x, y])[:, 0], n, n // 4, window=getattr(self, f"window_{n}"), return_complex=True)
+            power = spectrum.real**2 + spectrum.imag**2 + 1e-8
+            mel = torch.log(torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{n}") + 1e-3)
+            a, b = mel.chunk(2)
+            c, d = (power**0.15).chunk(2)
+            total = total + F.l1_loss(a, b) + 2 * F.l1_loss(c, d)
+        return total / len(self.windows)
+
+
+class PeriodDiscriminator(nn.Module):
+    def __init__(self, period: int, widths: tuple[int, ...] = (8, 16, 32, 64)):
+        super().__init__()
+        self.period = period
+        ins = (1, *widths[:-1])
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, (5, 1), (3, 1), (2, 0)) for i, o in zip(ins, widths))
+        self.out = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = F.pad(x, (0, -x.shape[-1] % self.period), "reflect").unflatten(-1, (-1, self.period))
+        maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            maps.append(x)
+        return [*maps, self.out(x)]
+
+
+class SpectrumDiscriminator(nn.Module):
+    def __init__(self, window: int, width: int = 12):
+        super().__init__()
+        self.size = window
+        self.register_buffer("window", torch.hann_window(window))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, width, (5, 3), (s, 1), (2, 1)) for i, s in ((2, 2), (width, 2), (width, 2), (width, 2))
+        )
+        self.out = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        s = torch.stft(x[:, 0], self.size, self.size // 4, window=self.window, return_complex=True)
+        x = torch.stack([s.real, s.imag], 1)
+        x = x / (x.square().sum(1, keepdim=True) + 1e-6) ** 0.3  # magnitude to the power 0.4, phase kept
+        maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            maps.append(x)
+        return [*maps, self.out(x)]
+
+
+class Discriminators(nn.ModuleList):
+    def __init__(self) -> None:
+        super().__init__([PeriodDiscriminator(p) for p in (2, 3, 5, 7, 11)] + [SpectrumDiscriminator(n) for n in (512, 1024, 2048)])
+
+    def forward(self, x: torch.Tensor) -> list[list[torch.Tensor]]:
+        return [d(x) for d in self]
+
+
+def generator_terms(fake: list[list[torch.Tensor]], real: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hinge generator loss and feature matching (L1 relative to the real map's mean magnitude), means over discriminators."""
+    adversarial = torch.stack([-maps[-1].mean() for maps in fake]).mean()
+    features = torch.stack(
+        [F.l1_loss(f, r) / (r.abs().mean() + 1e-4) for fs, rs in zip(fake, real) for f, r in zip(fs[:-1], rs[:-1])]
+    ).mean()
+    return adversarial, features
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def parse_args() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", type=Path, default=HERE / "base.yaml", help="model config whose mimi section is built")
+    p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
+    p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
+    p.add_argument("--hours", type=float, default=1.5, help="wall-clock budget over all continuations")
+    p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
+    p.add_argument("--batch-size", type=int, default=8, help="crops per step")
+    p.add_argument("--frames", type=int, default=10, help="latent frames per crop (80 ms each)")
+    p.add_argument("--lr", type=float, default=1.2e-3, help="peak AdamW learning rate, cosine to 2 %%; the discriminators get 0.3 of it")
+    p.add_argument("--warmup-share", type=float, default=0.3, help="share of the time before the discriminator starts")
+    p.add_argument("--noise", type=float, default=0.4, help="largest latent noise, in standard deviations, drawn per crop")
+    p.add_argument("--seed", type=int, default=0)
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(os.cpu_count() or 1)  # pocket_tts sets 1 at import
+    torch.manual_seed(args.seed)
+
+    # 1. Audio.
+    if not (args.work / "audio.npy").exists():
+        synthesise(args.work, args.clips, args.seed)
+    audio = np.load(args.work / "audio.npy")
+    print(f"{len(audio) / SAMPLE_RATE / 3600:.2f} h of audio", flush=True)
+
+    # 2. Model, discriminators, optimisers.
+    mimi, critic, distance = load_mimi(args.config), Discriminators(), SpectralDistance()
+    for name, module in (("codec", mimi), ("discriminators", critic)):
+        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
+    optimiser = torch.optim.AdamW(mimi.parameters(), args.lr, betas=(0.8, 0.99), weight_decay=0.01)
+    critic_optimiser = torch.optim.AdamW(critic.parameters(), args.lr, betas=(0.8, 0.99), weight_decay=0.01)
+    ema = {k: v.clone() for k, v in mimi.state_dict().items()}
+    step, spent = 0, 0.0
+    checkpoint = args.work / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        mimi.load_state_dict(saved["mimi"])
+        critic.load_state_dict(saved["critic"])
+        optimiser.load_state_dict(saved["optimiser"])
+        critic_optimiser.load_state_dict(saved["critic_optimiser"])
+        ema, step, spent = saved["ema"], saved["step"], saved["spent"]
+        print(f"continuing at step {step}, {spent / 3600:.2f} h spent", flush=True)
+    rng = np.random.default_rng([args.seed, step])
+
+    # 3. Steps.
+    budget, last, logged = args.hours * 3600, time.monotonic(), time.monotonic()
+    while spent < budget:
+        share = spent / budget
+        lr = args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        optimiser.param_groups[0]["lr"] = lr
+        critic_optimiser.param_groups[0]["lr"] = 0.3 * lr
+        adversarial_on = share >= args.warmup_share
+        real = draw_batch(audio, args.batch_size, args.frames, rng)
+        latents = mimi.encode_to_latent(real)
+        std, mean = latents.std((0, 1)), latents.mean((0, 1))
+        level = torch.rand(len(real), 1, 1) * args.noise
+        fake = decode(mimi, latents + level * std * torch.randn_like(latents))
+        spectral = distance(fake, real)
+        moments = (std.log() ** 2).mean() + (mean**2).mean()
+        loss = spectral + 0.02 * moments
+        record = {}
+        if adversarial_on:
+            critic_optimiser.zero_grad()
+            terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(critic(real), critic(fake.detach()))]
+            critic_loss = torch.stack(terms).mean()
+            critic_loss.backward()
+            critic_optimiser.step()
+            critic.requires_grad_(False)
+            with torch.no_grad():
+                real_maps = critic(real)
+            adversarial, features = generator_terms(critic(fake), real_maps)
+            critic.requires_grad_(True)
+            loss = loss + 0.1 * adversarial + 0.5 * features
+            record = {"critic": critic_loss.item(), "adversarial": adversarial.item(), "features": features.item()}
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(mimi.parameters(), 1.0)
+        optimiser.step()
+        for k, v in mimi.state_dict().items():
+            ema[k].lerp_(v, 0.002 if step > 1000 else 0.05)
+        step += 1
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        if step % 50 == 0 or spent >= budget:
+            record = {"step": step, "hours": round(spent / 3600, 4), "lr": lr, "spectral": spectral.item(), "moments": moments.item(), "grad_norm": norm.item(), **record}
+            with open(args.work / "progress.jsonl", "a") as f:
+                f.write(json.dumps(record) + "\n")
+            print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
+        if now - logged > 300 or spent >= budget:
+            logged = now
+            state = {"mimi": mimi.state_dict(), "critic": critic.state_dict(), "optimiser": optimiser.state_dict(), "critic_optimiser": critic_optimiser.state_dict(), "ema": ema, "step": step, "spent": spent}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+
+    # 4. Unit variance exactly, then the weights file.
+    mimi.load_state_dict(ema)
+    with torch.no_grad():
+        rng = np.random.default_rng(args.seed)
+        latents = torch.cat([mimi.encode_to_latent(draw_batch(audio, 16, 50, rng)) for _ in range(8)])
+        fold_scale(mimi, latents.std((0, 1)))
+    tmp = args.out.with_suffix(".tmp")
+    save_file({f"mimi.{k}": v.contiguous() for k, v in mimi.state_dict().items()}, tmp)
+    os.replace(tmp, args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB after {step} steps")
+
+
+if __name__ == "__main__":
+    main()

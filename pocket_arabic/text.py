@@ -1,0 +1,127 @@
+"""Arabic in, model text out: the one text function of data_prep, train and generate.
+
+    "هَلْ أَنْتَ بِخَيْرٍ؟"  -> normalise -> "هَلْ أَنْتَ بِخَيْرٍ؟"  -> romanise -> "halo >anota bixayorK?"
+
+Marks and hamza forms are kept, because they are the pronunciation. Romanisation is Buckwalter's table, one symbol a
+character, so it is reversible. Nothing is dropped in silence but layout (tatweel, bidi controls, quotation marks);
+a character that cannot be said raises TextError with its name and place.
+"""
+
+import re
+import unicodedata
+
+# Buckwalter (1990, as in Habash 2010, "Introduction to Arabic Natural Language Processing", table 2.1). ٱ is "{".
+# P J V G, for the loan letters, are the usual extension of the table.
+ARABIC_TO_BUCKWALTER = dict(
+    zip(
+        "ءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىيًٌٍَُِّْٰٱپچڤگ",
+        "'|>&<}AbptvjHxd*rzs$SDTZEgfqklmnhwYyFNKaui~o`{PJVG",
+        strict=True,
+    )
+)
+PUNCTUATION_TO_LATIN = {"،": ",", "؛": ";", "؟": "?"}
+TO_MODEL = ARABIC_TO_BUCKWALTER | PUNCTUATION_TO_LATIN | {c: c for c in " .!:"}
+FROM_MODEL = {v: k for k, v in TO_MODEL.items()}
+
+SHADDA = "ّ"
+MARKS = "ًٌٍَُِّْٰ"
+LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
+# Same letter, other code point: Persian and Urdu keyboards; punctuation of other keyboards; layout, which is not speech.
+VARIANTS = {"ی": "ي", "ک": "ك", "ہ": "ه", ",": "،", ";": "؛", "?": "؟", "٬": "،", "–": "،", "—": "،", "(": "،", ")": "،", "[": "،", "]": "،"}
+LAYOUT = dict.fromkeys([0x640, 0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *map(ord, "\"'«»“”‘’")])
+
+
+class TextError(ValueError):
+    """Text that cannot be said; the message names the character and its position (from 1)."""
+
+
+def normalise(text: str) -> str:
+    r"""Any Arabic text -> the canonical vocalised text (`text_norm`). Idempotent.
+
+    Marks of one letter come as shadda, then vowel, the order people type (NFC puts the vowel first).
+    Punctuation is . ، ؟ ! ؛ : attached to the word before it, one mark at a place, and the last one ends a sentence.
+
+    >>> normalise("ب\u064e\u0651") == normalise("ب\u0651\u064e")  # vowel or shadda first
+    True
+    >>> normalise("«قَالَ» ,نَعَمْ ؟!")
+    'قَالَ، نَعَمْ؟'
+
+    Raises TextError for a character outside the table, a mark without its letter, or a text without any letter.
+    """
+    raw = text
+    text = unicodedata.normalize("NFKC", text).translate(LAYOUT).translate(str.maketrans(VARIANTS))
+    text = " ".join(text.split())
+    for c in text:
+        if c not in TO_MODEL:
+            raise TextError(f"{_describe(c, raw)} cannot be said: write it in vocalised Arabic words")
+    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(dict.fromkeys(m[0]), key=lambda c: c != SHADDA)), text)
+    # One punctuation mark at a place: the first that ends a sentence, else the first.
+    text = re.sub(r" *([.،؟!؛:])([.،؟!؛: ]*)", lambda m: next((c for c in m[0] if c in ".؟!"), m[1]) + " ", text).strip()
+    text = text.lstrip(".،؟!؛: ")
+    if text and text[-1] not in ".؟!":
+        text = text.rstrip("،؛: ") + "."
+    if not any(c in LETTERS for c in text):
+        raise TextError("the text has no Arabic letter")
+    orphan = re.search(f"(?:^|[^{LETTERS}{MARKS}])([{MARKS}])", text)
+    if orphan:
+        raise TextError(f"{_describe(orphan[1], raw)} stands without a letter before it")
+    return text
+
+
+def romanise(text_norm: str) -> str:
+    """Normalised Arabic -> Buckwalter, one symbol a character.
+
+    >>> romanise("هَلْ أَنْتَ بِخَيْرٍ؟")
+    'halo >anota bixayorK?'
+    """
+    return "".join(TO_MODEL[c] for c in text_norm)
+
+
+def deromanise(text_model: str) -> str:
+    """Buckwalter -> Arabic, the inverse of `romanise`. Raises TextError for a symbol outside the table.
+
+    >>> deromanise("halo >anota bixayorK?")
+    'هَلْ أَنْتَ بِخَيْرٍ؟'
+    """
+    for c in text_model:
+        if c not in FROM_MODEL:
+            raise TextError(f"{_describe(c, text_model)} is not a Buckwalter symbol")
+    return "".join(FROM_MODEL[c] for c in text_model)
+
+
+def model_text(text: str, romanized: bool = False) -> tuple[str, str]:
+    """Text as given (Arabic, or Buckwalter if `romanized`) -> (text_norm, text_model)."""
+    text_norm = normalise(deromanise(" ".join(text.split())) if romanized else text)
+    return text_norm, romanise(text_norm)
+
+
+def replace_characters() -> dict[str, str]:
+    """The `replace_characters` table of a bundle's YAML: lets stock Pocket TTS read Arabic script.
+
+    It works on single characters, so it carries `romanise` and the removals whole, but not the order of marks.
+    """
+    variants = {k: TO_MODEL[v] for k, v in VARIANTS.items() if ord(k) > 127}
+    # ASCII quotes stay out: "'" is Buckwalter's hamza, and a second pass over romanised text must change nothing.
+    layout = {chr(c): "" for c in LAYOUT if c > 127}
+    return {k: v for k, v in TO_MODEL.items() if k != v} | variants | layout
+
+
+# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; lam before a doubled letter (الشَّمْسُ).
+UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
+
+
+def missing_marks(text_norm: str) -> float:
+    """Share of the letters that need a mark and have none: 0 for vocalised text, near 1 for bare text.
+
+    >>> missing_marks("ذَهَبَ."), missing_marks("ذهب.")
+    (0.0, 1.0)
+    """
+    needing = [m.end() for m in re.finditer(f"[{LETTERS}]", UNMARKED.sub(lambda m: "-", text_norm))]
+    return sum(text_norm[i : i + 1] not in tuple(MARKS) for i in needing) / max(1, len(needing))
+
+
+def _describe(character: str, raw: str) -> str:
+    """'"a" (LATIN SMALL LETTER A) at position 3', as it stands in the text the user gave."""
+    at = next((i for i, c in enumerate(raw, 1) if character in unicodedata.normalize("NFKC", c)), None)
+    name = unicodedata.name(character, f"U+{ord(character):04X}")
+    return f'"{character}" ({name})' + (f" at position {at}" if at else "")
