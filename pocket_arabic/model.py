@@ -1,0 +1,332 @@
+"""A base -> a trainable model: loading, rows, the objective.
+
+Shapes: B rows, T audio frames (80 ms each), C = 32 latent dimensions, D model width, L text tokens, V prompt frames,
+K draws per position, N valid positions of a batch (the sum of its rows' frames).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from pocket_tts import TTSModel
+from pocket_tts.models.flow_lm import FlowLMModel
+from pocket_tts.models.mimi import MimiModel, build_mimi
+from pocket_tts.models.tts_model import stamp_state_names
+from pocket_tts.modules.text_conditioner import JsonTokenizer, Tokenizer, build_tokenizer
+from pocket_tts.utils.config import CONFIGS_DIR, Config
+from pocket_tts.utils.utils import download_if_necessary
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import nn
+
+from pocket_arabic.run import ROOT, UserError
+
+GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log in: hf auth login"
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_config(base: str) -> Config:
+    """`demo`, a language of the wheel (`english`), or a YAML file -> its config, local paths made absolute.
+
+    Paths in a YAML resolve against its own folder. Raises UserError.
+    """
+    if base == "demo":
+        path = ROOT / "demo" / "base.yaml"
+    elif base.endswith((".yaml", ".yml")):
+        path = Path(base)
+    else:
+        path = CONFIGS_DIR / f"{base}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml") if "_" not in p.stem))
+        raise UserError(f"base {base}: no such config; give demo, a language ({known}) or a CONFIG.yaml")
+    try:
+        config = Config(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise UserError(f"{path}: not a Pocket TTS config ({str(error).splitlines()[0]})") from None
+
+    def absolute(location: str | None) -> str | None:
+        if location is None or "://" in location:
+            return location
+        file = path.parent / location
+        if not file.is_file():
+            raise UserError(f"{file}: named in {path.name} and missing; restore it, or give another base or bundle")
+        return str(file.resolve())
+
+    config.weights_path = absolute(config.weights_path)
+    config.flow_lm.weights_path = absolute(config.flow_lm.weights_path)
+    config.mimi.weights_path = absolute(config.mimi.weights_path)
+    config.flow_lm.lookup_table.tokenizer_path = absolute(config.flow_lm.lookup_table.tokenizer_path)
+    return config
+
+
+def load_weights(config: Config) -> dict[str, torch.Tensor]:
+    """All tensors the config names, keyed `flow_lm.*` and `mimi.*`. Downloads what is on a hub; never the variant
+    without voice cloning, whose encoder is zero. Raises UserError."""
+    state: dict[str, torch.Tensor] = {}
+    for location in (config.weights_path, config.flow_lm.weights_path, config.mimi.weights_path):
+        if location:
+            try:
+                state |= load_file(download_if_necessary(location))
+            except GatedRepoError:
+                raise UserError(f"{location} is gated: {GATED}") from None
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise UserError(f"cannot get {location} ({type(error).__name__}); check the network, and the login: {GATED}") from None
+    if not any(k.startswith("mimi.") for k in state):
+        raise UserError("the base has no codec weights: its config must name weights_path or mimi.weights_path")
+    return state
+
+
+def load_mimi(config: Config, weights: dict[str, torch.Tensor]) -> MimiModel:
+    """The base's own codec, frozen. Raises UserError for an encoder of zeros (the weights without voice cloning)."""
+    mimi = build_mimi(config.mimi)
+    mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in weights.items() if k.startswith("mimi.")}, strict=True)
+    if all(not v.any() for v in mimi.encoder.state_dict().values()):
+        raise UserError(f"the base's codec encoder is all zeros (weights without voice cloning), so it would cache silence; {GATED}")
+    return mimi.eval().requires_grad_(False)
+
+
+def encoder_hash(mimi: MimiModel) -> str:
+    """SHA-256 of what turns audio into latents; latents of two encoders never mix."""
+    digest = hashlib.sha256()
+    for module in (mimi.encoder, mimi.encoder_transformer, mimi.downsample):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_flow_lm(config: Config, weights: dict[str, torch.Tensor] | None) -> FlowLMModel:
+    """The FlowLM with `weights` (strict), or freshly initialised if None. Raises UserError if they lack flow_lm.*."""
+    flow_lm = FlowLMModel.from_pydantic_config(config.flow_lm, config.mimi.quantizer.dimension, config.flow_lm.insert_bos_before_voice)
+    width = config.flow_lm.transformer.d_model
+    # The wheel creates this one when it loads weights. Scale of a linear layer with 32 inputs.
+    flow_lm.speaker_proj_weight = nn.Parameter(torch.randn(width, config.mimi.inner_dim or config.mimi.seanet.dimension) * 32**-0.5)
+    if weights is not None:
+        own = {k.removeprefix("flow_lm."): v for k, v in weights.items() if k.startswith("flow_lm.")}
+        if not own:
+            raise UserError("the base has a codec but no FlowLM weights, so there is nothing to start from; train with --init scratch")
+        flow_lm.load_state_dict(own, strict=True)
+    else:
+        with torch.no_grad():
+            # adaLN-zero (DiT, arXiv 2212.09748): blocks start as identity and the head's first output is zero.
+            for block in flow_lm.flow_net.res_blocks:
+                block.adaLN_modulation[-1].weight.zero_()
+                block.adaLN_modulation[-1].bias.zero_()
+            flow_lm.flow_net.final_layer.linear.weight.zero_()
+            flow_lm.flow_net.final_layer.linear.bias.zero_()
+    return flow_lm
+
+
+def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None) -> TTSModel:
+    """The wheel's own inference around modules that are already in memory."""
+    model = TTSModel(
+        flow_lm,
+        temp=config.default_temperature if temperature is None else temperature,
+        sampler_decode_steps=steps,
+        noise_clamp=None,
+        eos_threshold=config.default_eos_threshold if eos_threshold is None else eos_threshold,
+        config=config,
+        pad_with_spaces_for_short_inputs=config.pad_with_spaces_for_short_inputs,
+        model_recommended_frames_after_eos=config.model_recommended_frames_after_eos,
+        remove_semicolons=config.remove_semicolons,
+        append_terminal_punctuation=config.append_terminal_punctuation,
+        capitalize_first_letter=config.capitalize_first_letter,
+        replace_characters=config.replace_characters,
+    )
+    model.mimi = mimi
+    stamp_state_names(model)
+    return model.eval()
+
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    table = config.flow_lm.lookup_table
+    return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The tokenizer's pieces of `text`, as written in its vocabulary."""
+    ids = tokenizer.encode(text)
+    if isinstance(tokenizer, JsonTokenizer):
+        return [tokenizer.tokenizer.id_to_token(i) for i in ids]
+    return [tokenizer.sp.id_to_piece(i) for i in ids]
+
+
+def audit(tokenizer: Tokenizer, symbols: str) -> dict[str, dict]:
+    """For each symbol its pieces inside a word ("b?b"), and whether the tokenizer can spell it: an unknown piece does
+    not decode back, a byte-fallback piece (<0x..>) has an embedding no text has trained."""
+    table = {}
+    for symbol in symbols:
+        word = f"b{symbol}b"
+        found = pieces(tokenizer, word)
+        known = tokenizer.decode(tokenizer.encode(word)).strip() == word and not any(p.startswith("<0x") for p in found)
+        table[symbol] = {"pieces": found, "known": known}
+    return table
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One utterance with every random choice made: a pure function of (seed, epoch, utterance), see `draw_row`."""
+
+    latents: torch.Tensor  # [T, C], raw
+    tokens: torch.Tensor  # [L] int64, empty if the text is dropped
+    prompt: torch.Tensor  # [V, C] raw latents of another utterance, empty if the voice is dropped
+    noise: torch.Tensor  # [K, T, C] for the diagonal term
+    time_logits: torch.Tensor  # [K, T, 1]
+    distill_noise: torch.Tensor  # [K, T, C] for the distillation term
+    distill_time_logits: torch.Tensor  # [K, T, 2]
+
+
+def draw_row(
+    rng: np.random.Generator, latents: np.ndarray, tokens: list[int], prompt: np.ndarray, frame_rate: float, draws: int, text_dropout: float, voice_dropout: float
+) -> Row:
+    """All of a row's randomness, drawn in a fixed order from `rng`.
+
+    `prompt`: latents of another utterance of the speaker. Its first 10 s are used; three in ten are cropped to 2.5 s or
+    more at a random place (kyutai-labs/pocket-tts, `small_voices_finetune`).
+    """
+    keep_text, keep_voice = rng.random(2) >= (text_dropout, voice_dropout)
+    prompt = prompt[: int(10 * frame_rate)]
+    crop, length, place = rng.random(3)
+    shortest = int(2.5 * frame_rate)
+    if crop < 0.3 and len(prompt) > shortest:
+        size = shortest + int(length * (len(prompt) - shortest + 1))
+        start = int(place * (len(prompt) - size + 1))
+        prompt = prompt[start : start + size]
+    num_frames, dims = latents.shape
+
+    def normal(width: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal((draws, num_frames, width), dtype=np.float32))
+
+    return Row(
+        latents=torch.from_numpy(np.array(latents)),
+        tokens=torch.tensor(tokens if keep_text else [], dtype=torch.int64),
+        prompt=torch.from_numpy(np.array(prompt if keep_voice else prompt[:0])),
+        noise=normal(dims),
+        time_logits=normal(1),
+        distill_noise=normal(dims),
+        distill_time_logits=normal(2),
+    )
+
+
+# --- objective --------------------------------------------------------------------------------------------------------
+
+
+class LSD(nn.Module):
+    """Lagrangian Self Distillation (arXiv 2505.18825) on one head, as Pocket TTS is trained (CALM, arXiv 2509.06926).
+
+    x: target latent, e: noise, x_t = t x + (1 - t) e. The head u(z, s, t, x_s) is the mean velocity from s to t.
+    Diagonal: |u(t, t, x_t) - (x - e)|^2.  Distillation: with X(t) = x_s + (t - s) u(s, t, x_s), |dX/dt - u(t, t, X)|^2.
+    Each is weighted by a learned w(s, t): q exp(w) / C - w, the negative log-likelihood of a Gaussian; it can be negative.
+    """
+
+    DIAGONAL_WEIGHT, DISTILL_WEIGHT = 0.75, 0.25
+    TIME_MEAN, TIME_STD = 0.4, 1.0  # t = sigmoid(N(mean, std)): more draws near the data than uniform ones
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weighting = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+        nn.init.zeros_(self.weighting[-1].weight)
+        nn.init.zeros_(self.weighting[-1].bias)
+
+    def times(self, logits: torch.Tensor) -> torch.Tensor:
+        """Standard normal draws [..., k] -> times in (0, 1), sorted along k."""
+        return torch.sigmoid(logits * self.TIME_STD + self.TIME_MEAN).sort(-1)[0]
+
+    def weighted(self, error: torch.Tensor, s: torch.Tensor, t: torch.Tensor, dims: int) -> torch.Tensor:
+        w = self.weighting(torch.cat([s, t], -1)).squeeze(-1)
+        return error * w.exp() / dims - w
+
+    def diagonal(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z [M, D], x and e [M, C], t [M, 1] -> (weighted loss [M], squared error [M])."""
+        error = (head(z, t, t, t * x + (1 - t) * e) - (x - e)).square().sum(-1)
+        return self.weighted(error, t, t, x.shape[-1]), error
+
+    def distillation(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z [M, D], x and e [M, C], s <= t [M, 1] -> (weighted loss [M], squared error [M]).
+
+        The target u(t, t, X) passes gradient to X but not to its own parameters or z.
+        """
+        x_s = s * x + (1 - s) * e
+        u, du_dt = torch.func.jvp(partial(head, z), (s, t, x_s), (torch.zeros_like(s), torch.ones_like(t), torch.zeros_like(x_s)))
+        end = x_s + (t - s) * u
+        frozen = {name: p.detach() for name, p in head.named_parameters()}
+        target = torch.func.functional_call(head, frozen, (z.detach(), t, t, end))
+        error = (u + (t - s) * du_dt - target).square().sum(-1)
+        return self.weighted(error, s, t, x.shape[-1]), error
+
+
+class TrainableTTS(nn.Module):
+    """The FlowLM with its training loss; `flow_lm` is what gets exported, `lsd` holds the loss's own weighting net."""
+
+    EOS_WEIGHT = 0.1
+
+    def __init__(self, flow_lm: FlowLMModel):
+        super().__init__()
+        self.flow_lm = flow_lm
+        self.lsd = LSD()
+
+    def backbone(self, rows: list[Row]) -> list[torch.Tensor]:
+        """Per row z [T + 1, D]: positions 0..T-1 predict frames, position T predicts that the utterance is over.
+
+        Row: [bos_before_voice | prompt x speaker_proj^T | text | bos_emb, frames 0..T-1], right-padded under a plain
+        causal mask, so padding never reaches a valid position. The prompt enters raw, the frames normalised.
+        """
+        lm = self.flow_lm
+        device = lm.bos_emb.device
+        inputs, prefixes = [], []
+        for row in rows:
+            prefix = []
+            if lm.insert_bos_before_voice:
+                prefix.append(lm.bos_before_voice[0])
+            prefix.append(F.linear(row.prompt.to(device), lm.speaker_proj_weight))
+            prefix.append(lm.conditioner(row.tokens.to(device)))
+            frames = (row.latents.to(device) - lm.emb_mean) / lm.emb_std
+            audio = lm.input_linear(torch.cat([lm.bos_emb[None], frames]))
+            inputs.append(torch.cat([*(p.to(audio.dtype) for p in prefix), audio]))
+            prefixes.append(len(inputs[-1]) - len(audio))
+        z = lm.transformer(nn.utils.rnn.pad_sequence(inputs, batch_first=True), None)
+        z = lm.out_norm(z)
+        if lm.z_proj is not None:
+            z = lm.z_proj(z)
+        return [z[b, p : p + len(row.latents) + 1] for b, (p, row) in enumerate(zip(prefixes, rows))]
+
+    def forward(self, rows: list[Row], distill_weight: float) -> dict[str, torch.Tensor]:
+        """The loss of a batch and its parts: means over its valid positions (EOS: over these and each row's end).
+
+        `distill_weight` 0 leaves the distillation term out, which saves two passes of the head and a jvp.
+        """
+        z = self.backbone(rows)
+        device = z[0].device
+        # The head and the losses stay in fp32: a bf16 time derivative is mostly rounding.
+        with torch.autocast(device.type, enabled=False):
+            z = [v.float() for v in z]
+            logits = torch.cat([self.flow_lm.out_eos(v).squeeze(-1) for v in z])
+            ends = torch.cat([F.pad(torch.zeros(len(row.latents), device=device), (0, 1), value=1.0) for row in rows])
+            eos = F.binary_cross_entropy_with_logits(logits, ends)
+
+            def flat(name: str) -> torch.Tensor:  # [K, N, width] -> [K * N, width]
+                return torch.cat([getattr(row, name) for row in rows], 1).to(device).flatten(0, 1)
+
+            draws = len(rows[0].noise)
+            x = (torch.cat([row.latents for row in rows]).to(device) - self.flow_lm.emb_mean) / self.flow_lm.emb_std
+            x, condition = x.repeat(draws, 1), torch.cat([v[:-1] for v in z]).repeat(draws, 1)
+            t = self.lsd.times(flat("time_logits"))
+            loss, error = self.lsd.diagonal(self.flow_lm.flow_net, condition, x, flat("noise"), t)
+            parts = {"diagonal": loss.mean(), "flow_error": error.mean(), "eos": eos}
+            total = self.lsd.DIAGONAL_WEIGHT * parts["diagonal"] + self.EOS_WEIGHT * eos
+            if distill_weight:
+                s, t = self.lsd.times(flat("distill_time_logits")).split(1, -1)
+                loss, error = self.lsd.distillation(self.flow_lm.flow_net, condition, x, flat("distill_noise"), s, t)
+                parts |= {"distillation": loss.mean(), "distill_error": error.mean()}
+                total = total + distill_weight * parts["distillation"]
+            return parts | {"loss": total}
