@@ -225,11 +225,11 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--hours", type=float, default=1.5, help="wall-clock budget over all continuations")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
-    p.add_argument("--batch-size", type=int, default=8, help="crops per step")
-    p.add_argument("--frames", type=int, default=10, help="latent frames per crop (80 ms each)")
-    p.add_argument("--lr", type=float, default=1.2e-3, help="peak AdamW learning rate, cosine to 2 %%; the discriminators get 0.3 of it")
-    p.add_argument("--warmup-share", type=float, default=0.3, help="share of the time before the discriminator starts")
-    p.add_argument("--noise", type=float, default=0.4, help="largest latent noise, in standard deviations, drawn per crop")
+    p.add_argument("--batch-size", type=int, default=6, help="crops per step")
+    p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
+    p.add_argument("--lr", type=float, default=1.2e-3, help="peak AdamW learning rate, cosine to 2 %%; the discriminators keep 0.4 of the peak")
+    p.add_argument("--warmup-share", type=float, default=0.7, help="share of the time before the discriminator starts")
+    p.add_argument("--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
@@ -251,7 +251,7 @@ def main() -> None:
     for name, module in (("codec", mimi), ("discriminators", critic)):
         print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
     optimiser = torch.optim.AdamW(mimi.parameters(), args.lr, betas=(0.8, 0.99), weight_decay=0.01)
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), args.lr, betas=(0.8, 0.99), weight_decay=0.01)
+    critic_optimiser = torch.optim.AdamW(critic.parameters(), 0.4 * args.lr, betas=(0.8, 0.99), weight_decay=0.01)
     ema = {k: v.clone() for k, v in mimi.state_dict().items()}
     step, spent = 0, 0.0
     checkpoint = args.work / "checkpoint.pt"
@@ -261,6 +261,7 @@ def main() -> None:
         critic.load_state_dict(saved["critic"])
         optimiser.load_state_dict(saved["optimiser"])
         critic_optimiser.load_state_dict(saved["critic_optimiser"])
+        critic_optimiser.param_groups[0]["lr"] = 0.4 * args.lr
         ema, step, spent = saved["ema"], saved["step"], saved["spent"]
         print(f"continuing at step {step}, {spent / 3600:.2f} h spent", flush=True)
     rng = np.random.default_rng([args.seed, step])
@@ -271,7 +272,6 @@ def main() -> None:
         share = spent / budget
         lr = args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         optimiser.param_groups[0]["lr"] = lr
-        critic_optimiser.param_groups[0]["lr"] = 0.3 * lr
         adversarial_on = share >= args.warmup_share
         real = draw_batch(audio, args.batch_size, args.frames, rng)
         latents = mimi.encode_to_latent(real)

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Render the held-out sentences for listening and measuring: as recorded, through the codec, and spoken by a model.
+
+Reads   a cache of the embedded corpus (made without --limit), its clips, and a run or bundle.
+Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, each with pairs.jsonl ({"wav", "text"}),
+        which any recogniser can score, and OUT/render.json: duration ratios, EOS, real-time factor.
+
+    python demo/render_heldout.py --data data/demo --model runs/demo --out runs/heldout
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from pocket_tts.modules.stateful_module import init_states  # noqa: E402
+
+from generate_sample import EosWatch, load_bundle, speak  # noqa: E402
+from pocket_arabic.audio import read_audio, write_wav  # noqa: E402
+from pocket_arabic.cache import Cache  # noqa: E402
+from pocket_arabic.checkpoint import find_bundle  # noqa: E402
+from pocket_arabic.run import command, write_json  # noqa: E402
+
+
+@torch.no_grad()
+def decode(model, latents: np.ndarray) -> np.ndarray:
+    """Raw latents [frames, 32] -> audio [samples], by the model's own codec."""
+    steps = int(model.mimi.encoder_frame_rate / model.mimi.frame_rate)
+    state = init_states(model.mimi, 1, len(latents) * steps)
+    return model.mimi.decode_from_latent(torch.from_numpy(latents)[None], state)[0, 0].numpy()
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, default=Path("data/demo"))
+    p.add_argument("--model", type=Path, default=Path("runs/demo"), help="run or bundle")
+    p.add_argument("--out", type=Path, default=Path("runs/heldout"))
+    p.add_argument("--seed", type=int, default=0, help="fixes the latent noise and the speech")
+    p.add_argument("--limit", type=int, default=40, help="sentences of the test split")
+    args = p.parse_args()
+    cache, bundle = Cache(args.data), find_bundle(args.model)
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    model, watch = load_bundle(bundle), EosWatch()
+    deviation = np.asarray(cache.latents).std(0)
+    noise = np.random.default_rng(args.seed)
+    pairs: dict[str, list[dict]] = {}
+    ratios, missed, speech, elapsed = {}, [], 0.0, 0.0
+    for row in tqdm(cache.split("test")[: args.limit], disable=None):
+        latents = np.array(cache.row_latents(row))
+        draw = noise.standard_normal(latents.shape).astype("float32") * deviation
+        before, start = watch.missed, time.monotonic()
+        generated = speak(model, bundle / "voice.wav", row["text_model"], info["max_tokens"], args.seed).numpy()
+        elapsed += time.monotonic() - start
+        speech += len(generated) / model.sample_rate
+        if watch.missed > before:
+            missed.append(row["id"])
+        ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)
+        audio = {
+            "original": read_audio(ROOT / "demo" / "corpus" / "clips" / f"{row['id']}.ogg", model.sample_rate),
+            "codec": decode(model, latents),
+            "codec_noise_0.1": decode(model, latents + 0.1 * draw),
+            "codec_noise_0.3": decode(model, latents + 0.3 * draw),
+            "generated": generated,
+        }
+        for kind, samples in audio.items():
+            wav = args.out / kind / f"{row['id']}.wav"
+            wav.parent.mkdir(parents=True, exist_ok=True)
+            write_wav(wav, samples, model.sample_rate)
+            pairs.setdefault(kind, []).append({"wav": str(wav), "text": row["text"]})
+    for kind, rows in pairs.items():
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        (args.out / kind / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    values = list(ratios.values())
+    report = {
+        "command": "python demo/render_heldout.py " + " ".join(sys.argv[1:]),
+        "checkpoint": info["checkpoint"],
+        "sentences": len(values),
+        "eos_reached": len(values) - len(missed),
+        "eos_missed": missed,
+        "duration_ratio_median": float(np.median(values)),
+        "duration_ratio_0.7_to_1.4": sum(0.7 <= v <= 1.4 for v in values),
+        "duration_ratios": ratios,
+        "real_time_factor": round(elapsed / speech, 4),
+    }
+    write_json(args.out / "render.json", report)
+    print(json.dumps({k: v for k, v in report.items() if k != "duration_ratios"}))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,177 @@
+"""The objective against an independent float64 computation, rows against single rows, and what the loaders refuse."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pocket_arabic.model import LSD, TrainableTTS, draw_row, encoder_hash, load_config, load_mimi, load_weights
+from pocket_arabic.run import UserError
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-12))
+
+
+def weighting64(lsd: LSD, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The weighting net written out: three SiLU layers of 32 and a linear one."""
+    h = torch.cat([s, t], -1)
+    layers = [m for m in lsd.weighting if isinstance(m, torch.nn.Linear)]
+    for layer in layers[:-1]:
+        h = h @ layer.weight.T + layer.bias
+        h = h / (1 + torch.exp(-h))
+    return (h @ layers[-1].weight.T + layers[-1].bias)[:, 0]
+
+
+@pytest.fixture
+def problem(flow_lm):
+    torch.manual_seed(2)
+    lsd = LSD()
+    torch.nn.init.normal_(lsd.weighting[-1].weight, std=0.3)  # zero at the start of training, where it would test nothing
+    z, x, e = torch.randn(24, 32), torch.randn(24, 32), torch.randn(24, 32)
+    s, t = torch.sigmoid(torch.randn(24, 2)).sort(-1)[0].split(1, -1)
+    return flow_lm.flow_net, lsd, z, x, e, s, t
+
+
+def gradients(loss, *modules_and_tensors):
+    leaves = [p for m in modules_and_tensors for p in (m.parameters() if isinstance(m, torch.nn.Module) else [m])]
+    return torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def assert_same(ours, reference):
+    for a, b in zip(ours, reference, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert relative(a, b) < 1e-4
+
+
+def test_diagonal_term_matches_float64(problem):
+    head, lsd, z, x, e, _, t = problem
+    z.requires_grad_()
+    loss, error = lsd.diagonal(head, z, x, e, t)
+    head64, lsd64 = copy.deepcopy(head).double(), copy.deepcopy(lsd).double()
+    z64, x64, e64, t64 = (v.detach().double().requires_grad_(v is z) for v in (z, x, e, t))
+    error64 = ((head64(z64, t64, t64, t64 * x64 + (1 - t64) * e64) - (x64 - e64)) ** 2).sum(-1)
+    w = weighting64(lsd64, t64, t64)
+    loss64 = error64 * torch.exp(w) / 32 - w
+    assert relative(error, error64) < 1e-4 and relative(loss, loss64) < 1e-4
+    assert_same(gradients(loss.mean(), head, lsd, z), gradients(loss64.mean(), head64, lsd64, z64))
+
+
+def test_distillation_term_matches_float64_with_finite_differences(problem):
+    """du/dt by central differences instead of jvp, the frozen target by a copied network instead of functional_call."""
+    head, lsd, z, x, e, s, t = problem
+    z.requires_grad_()
+    loss, error = lsd.distillation(head, z, x, e, s, t)
+    head64, lsd64 = copy.deepcopy(head).double(), copy.deepcopy(lsd).double()
+    frozen = copy.deepcopy(head64).requires_grad_(False)
+    z64, x64, e64, s64, t64 = (v.detach().double().requires_grad_(v is z) for v in (z, x, e, s, t))
+    h = 1e-5
+    x_s = s64 * x64 + (1 - s64) * e64
+    u = head64(z64, s64, t64, x_s)
+    du_dt = (head64(z64, s64, t64 + h, x_s) - head64(z64, s64, t64 - h, x_s)) / (2 * h)
+    end = x_s + (t64 - s64) * u
+    error64 = ((u + (t64 - s64) * du_dt - frozen(z64.detach(), t64, t64, end)) ** 2).sum(-1)
+    w = weighting64(lsd64, s64, t64)
+    loss64 = error64 * torch.exp(w) / 32 - w
+    assert relative(error, error64) < 1e-4 and relative(loss, loss64) < 1e-4
+    assert_same(gradients(loss.mean(), head, lsd, z), gradients(loss64.mean(), head64, lsd64, z64))
+
+
+def test_times_follow_the_logit_normal():
+    """Median of t is sigmoid(0.4), and s is the smaller of two draws."""
+    t = LSD().times(torch.randn(20001, 1, generator=torch.Generator().manual_seed(0)))
+    assert abs(t.median().item() - 1 / (1 + math.exp(-0.4))) < 0.01
+    pair = LSD().times(torch.randn(1000, 2))
+    assert (pair[:, 0] <= pair[:, 1]).all()
+
+
+def make_row(seed: int, frames: int, tokens: int, text_dropout: float = 0.0, voice_dropout: float = 0.0):
+    rng = np.random.default_rng(seed)
+    latents, prompt = rng.standard_normal((frames, 32), dtype=np.float32), rng.standard_normal((60, 32), dtype=np.float32)
+    return draw_row(np.random.default_rng([seed, 1]), latents, list(rng.integers(2, 90, tokens)), prompt, 12.5, 2, text_dropout, voice_dropout)
+
+
+def test_padded_batch_equals_single_rows(flow_lm):
+    """Every row of a ragged batch, with and without text and voice, gives what it gives alone."""
+    model = TrainableTTS(flow_lm)
+    rows = [make_row(0, 9, 5), make_row(1, 31, 20), make_row(2, 17, 3, text_dropout=1.0), make_row(3, 12, 8, voice_dropout=1.0)]
+    assert len(rows[2].tokens) == 0 and len(rows[3].prompt) == 0
+    for together, row in zip(model.backbone(rows), rows):
+        torch.testing.assert_close(together, model.backbone([row])[0], rtol=1e-5, atol=1e-5)
+    frames = sum(len(r.latents) for r in rows)
+    batch, singles = model(rows, 0.25), [model([r], 0.25) for r in rows]
+    for name in ("diagonal", "distillation", "flow_error"):
+        mean = sum(s[name] * len(r.latents) for s, r in zip(singles, rows)) / frames
+        torch.testing.assert_close(batch[name], mean, rtol=1e-5, atol=1e-5)
+    eos = sum(s["eos"] * (len(r.latents) + 1) for s, r in zip(singles, rows)) / (frames + len(rows))
+    torch.testing.assert_close(batch["eos"], eos, rtol=1e-5, atol=1e-6)
+
+
+def test_every_row_has_its_eos_target(flow_lm):
+    """Upstream labels the first invalid position, and the longest row of a batch has none: it never learns to end.
+    Here each row has one position more than frames; a bias that says "end" only there must pay on all others."""
+    model = TrainableTTS(flow_lm)
+    with torch.no_grad():
+        flow_lm.out_eos.weight.zero_()
+        flow_lm.out_eos.bias.fill_(2.0)
+    rows = [make_row(0, 9, 5), make_row(1, 31, 20)]
+    expected = (2 * math.log1p(math.exp(-2.0)) + 40 * math.log1p(math.exp(2.0))) / 42
+    assert model(rows, 0.0)["eos"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_positions_are_those_of_inference(flow_lm):
+    """The stateless training row equals the wheel's streaming path: prompt, then text, then frames one by one."""
+    from pocket_tts.modules.stateful_module import increment_steps, init_states
+
+    from pocket_arabic.model import stamp_state_names
+
+    model, row = TrainableTTS(flow_lm), make_row(4, 6, 7)
+    holder = torch.nn.Module()
+    holder.flow_lm, holder.mimi = flow_lm, torch.nn.Module()
+    stamp_state_names(holder)
+    expected = model.backbone([row])[0]
+    state = init_states(flow_lm, 1, 200)
+
+    def step(embedded: torch.Tensor) -> torch.Tensor:
+        out = flow_lm.out_norm(flow_lm.transformer(embedded, state))
+        increment_steps(flow_lm, state, embedded.shape[1])
+        return out[0, -1]
+
+    with torch.no_grad():
+        step(torch.cat([flow_lm.bos_before_voice, (row.prompt @ flow_lm.speaker_proj_weight.T)[None]], 1))
+        step(flow_lm.conditioner(row.tokens[None]))
+        for i, latent in enumerate([flow_lm.bos_emb, *((row.latents - flow_lm.emb_mean) / flow_lm.emb_std)]):
+            torch.testing.assert_close(step(flow_lm.input_linear(latent)[None, None]), expected[i], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_pure_functions_of_their_seed():
+    a, b, c = make_row(7, 20, 5), make_row(7, 20, 5), make_row(8, 20, 5)
+    assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("noise", "time_logits", "distill_noise", "prompt", "tokens"))
+    assert not torch.equal(a.noise, c.noise)
+
+
+def test_dropout_shares():
+    rows = [make_row(i, 4, 3, 0.2, 0.5) for i in range(600)]
+    assert abs(np.mean([len(r.tokens) == 0 for r in rows]) - 0.2) < 0.05
+    assert abs(np.mean([len(r.prompt) == 0 for r in rows]) - 0.5) < 0.07
+
+
+def test_zero_encoder_is_refused(tiny_base):
+    """The open weights have an encoder of zeros: training on them "works" and learns silence; a user lost 47,000 steps."""
+    config = load_config(str(tiny_base))
+    weights = {k: torch.zeros_like(v) if "encoder" in k and "decoder" not in k else v for k, v in load_weights(config).items()}
+    with pytest.raises(UserError, match="hf auth login"):
+        load_mimi(config, weights)
+
+
+def test_encoder_hash_sees_the_encoder_only(tiny_base):
+    config = load_config(str(tiny_base))
+    weights = load_file(config.mimi.weights_path)
+    before = encoder_hash(load_mimi(config, weights))
+    assert encoder_hash(load_mimi(config, weights | {"mimi.quantizer.output_proj.weight": weights["mimi.quantizer.output_proj.weight"] + 1})) == before
+    assert encoder_hash(load_mimi(config, weights | {"mimi.downsample.conv.conv.weight": weights["mimi.downsample.conv.conv.weight"] + 1})) != before

@@ -1,0 +1,265 @@
+"""The three scripts as a user runs them: what they write, that they continue exactly, and what they refuse."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from conftest import ROOT, TEXTS, TRAIN, fails, run
+from safetensors.torch import load_file, save_file
+
+from pocket_arabic.audio import read_audio, trim_silence
+from pocket_arabic.cache import Cache, CacheWriter
+from pocket_arabic.model import load_config, load_mimi, load_weights
+from pocket_arabic.run import UserError, read_jsonl
+
+BUNDLE = {"arabic.yaml", "model.safetensors", "tokenizer.json", "voice.wav", "bundle.json", "README.md"}
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- data_prep --------------------------------------------------------------------------------------------------------
+
+
+def test_cache_holds_the_encoded_corpus(cache, corpus, tiny_base):
+    data = Cache(cache)
+    assert [len(data.split(s)) for s in ("train", "valid", "test")] == [6, 1, 1]
+    assert data.rows[0]["text"] == TEXTS[0] and data.rows[0]["text_model"] == "*ahaba Alowaladu <ilaY Als~uwqi."
+    config = load_config(str(tiny_base))
+    mimi = load_mimi(config, load_weights(config))
+    for row in data.rows[:3]:
+        samples = trim_silence(read_audio(corpus / f"{row['id']}.wav", 24000), 24000, 40.0, 0.1, 0.6)
+        with torch.no_grad():
+            latents = mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0]
+        torch.testing.assert_close(torch.from_numpy(np.array(data.row_latents(row))), latents, rtol=1e-4, atol=1e-5)
+        assert row["num_frames"] == -(-len(samples) // 1920) and row["duration_sec"] == pytest.approx(len(samples) / 24000, abs=1e-3)
+    assert sf.info(cache / "voice.wav").samplerate == 24000
+
+
+def test_data_prep_twice_does_nothing(cache, corpus, tiny_base):
+    before = digest(cache)
+    result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache)
+    assert result.returncode == 0 and "nothing to do" in result.stdout
+    assert digest(cache) == before
+    fails(run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache, "--no-trim"), "trim: true -> false", "--out")
+    assert digest(cache) == before
+
+
+def test_interrupted_data_prep_gives_the_same_bytes(cache, corpus, tiny_base, tmp_path):
+    """A crash leaves a line cut short and latents without their line; both are cut off and the rest is done once."""
+    partial = tmp_path / "c" / "partial"
+    shutil.copytree(cache, tmp_path / "c")
+    partial.mkdir()
+    lines = (cache / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (partial / "manifest.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    frames = sum(json.loads(line)["num_frames"] for line in lines[:3])
+    (partial / "latents.f32").write_bytes(np.load(cache / "latents.npy")[: frames + 5].tobytes()[:-7])
+    (partial / "options.json").write_text(json.dumps(json.loads((cache / "cache.json").read_text())["options"]))
+    for name in ("cache.json", "manifest.jsonl", "latents.npy", "rejects.jsonl", "stats.json"):
+        (tmp_path / "c" / name).unlink()
+    result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", tmp_path / "c")
+    assert result.returncode == 0, result.stderr
+    assert digest(tmp_path / "c") == digest(cache)
+
+
+def test_bad_rows_are_counted_and_skipped(corpus, tiny_base, tmp_path):
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus, folder)
+    (folder / "broken.wav").write_bytes(b"RIFF no audio here")
+    sf.write(folder / "silent.wav", np.zeros(48000), 24000)
+    sf.write(folder / "short.wav", 0.1 * np.sin(np.arange(2400)), 24000)
+    with open(folder / "metadata.csv", "a", encoding="utf-8") as f:
+        f.write("broken.wav,نَعَمْ.,train\nmissing.wav,نَعَمْ.,train\nsilent.wav,نَعَمْ.,train\nshort.wav,نَعَمْ.,train\n0b.wav,,train\n1b.wav,hello,train\n")
+    result = run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c")
+    assert result.returncode == 0, result.stderr
+    reasons = {r["id"]: r["reason"] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")}
+    expected = {"broken": "unreadable", "missing": "missing", "silent": "silent", "short": "too short", "0b": "no Arabic letter", "1b": "LATIN SMALL LETTER H"}
+    assert reasons.keys() == expected.keys() and all(word in reasons[k] for k, word in expected.items())
+    assert len(Cache(tmp_path / "c").rows) == 8
+
+
+@pytest.mark.parametrize("kind", ["missing audio", "unreadable audio", "empty texts"])
+def test_corpus_without_a_usable_row_is_refused(kind, tiny_base, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(b"no audio") if kind == "unreadable audio" else sf.write(folder / "a.wav", np.sin(np.arange(48000)), 24000)
+    name, text = ("b.wav" if kind == "missing audio" else "a.wav"), ("" if kind == "empty texts" else "نَعَمْ.")
+    (folder / "metadata.csv").write_text(f"file_name,text,split\n{name},{text},train\n", encoding="utf-8")
+    fails(run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c"), "none of its 1 utterances")
+    assert not (tmp_path / "c").exists()
+
+
+def test_trim_keeps_head_and_tail():
+    rate, tone = 24000, 0.5 * np.sin(np.arange(24000) * 0.1).astype("float32")
+    samples = np.concatenate([np.zeros(rate, "float32"), tone, np.zeros(2 * rate, "float32")])
+    kept = trim_silence(samples, rate, 40.0, 0.1, 0.6)
+    assert len(kept) == pytest.approx(1.7 * rate, abs=0.04 * rate)
+    assert np.abs(kept[: int(0.08 * rate)]).max() == 0 and np.abs(kept[-int(0.58 * rate) :]).max() == 0
+
+
+def test_changed_options_are_named(tmp_path):
+    CacheWriter(tmp_path / "c", {"trim": True, "limit": None}).close()
+    with pytest.raises(UserError, match="limit: null -> 5"):
+        CacheWriter(tmp_path / "c", {"trim": True, "limit": 5})
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_is_whole(finished_run):
+    assert {p.name for p in (finished_run / "bundle").iterdir()} == BUNDLE
+    assert {"args.json", "progress.jsonl", "loss.png"} <= {p.name for p in finished_run.iterdir()}
+    assert len(list((finished_run / "samples").glob("step_000004_*.wav"))) >= 1
+    progress = read_jsonl(finished_run / "progress.jsonl")
+    assert progress[0]["kind"] == "start" and progress[0]["args"]["lr"] == 1e-3
+    assert [r["step"] for r in progress if r["kind"] == "eval"] == [0, 2, 4]
+    assert [r["step"] for r in progress if r["kind"] == "train"] == [1, 2, 3, 4]
+    scores = {r["step"]: r["valid_flow_error"] for r in progress if r["kind"] == "eval"}
+    info = json.loads((finished_run / "bundle" / "bundle.json").read_text())
+    assert info["valid_flow_error"] == min(scores.values()) and scores[int(info["checkpoint"][5:])] == min(scores.values())
+
+
+def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
+    """Weights, averages, optimiser and losses bit for bit, with the break in the middle of an epoch's order."""
+    for steps in (1, 3, 4):
+        result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", steps)
+        assert result.returncode == 0, result.stderr
+    for name in ("model.safetensors", "ema.safetensors"):
+        a, b = (load_file(r / "checkpoints" / "step_000004" / name) for r in (finished_run, tmp_path / "r"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (torch.load(r / "checkpoints" / "step_000004" / "optimizer.pt", weights_only=True)["state"] for r in (finished_run, tmp_path / "r"))
+    assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in ("exp_avg", "exp_avg_sq"))
+    a, b = ([r["loss"] for r in read_jsonl(f / "progress.jsonl") if r["kind"] == "train"] for f in (finished_run, tmp_path / "r"))
+    assert a == b
+
+
+def test_sigterm_saves_and_the_same_command_continues(finished_run, cache, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, TRAIN), "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "0"]
+    command += ["--epochs", "100000"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "continues" in out
+    step = max(int(p.name[5:]) for p in (tmp_path / "r" / "checkpoints").glob("step_*"))
+    assert step >= 5
+    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", step + 1, "--eval-every", 0)
+    assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
+    assert {p.name for p in (tmp_path / "r" / "bundle").iterdir()} == BUNDLE
+
+
+def test_finished_run_says_so_and_a_changed_recipe_is_refused(finished_run, cache):
+    before = digest(finished_run / "bundle")
+    result = run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4)
+    assert result.returncode == 0 and "nothing to do" in result.stdout
+    assert digest(finished_run / "bundle") == before
+    fails(run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4, "--lr", 0.1), "lr: 0.001 -> 0.1")
+
+
+def test_one_step_moves_every_flow_lm_tensor_and_leaves_mimi(finished_run, tiny_base):
+    exported = load_file(finished_run / "bundle" / "model.safetensors")
+    start = load_file(finished_run / "checkpoints" / "step_000002" / "model.safetensors") if (finished_run / "checkpoints" / "step_000002").exists() else None
+    codec = load_file(load_config(str(tiny_base)).mimi.weights_path)
+    assert all(torch.equal(exported[k], codec[k]) for k in codec)
+    later = load_file(finished_run / "checkpoints" / "step_000004" / "model.safetensors")
+    assert start is not None
+    still = [k for k in later if k.startswith("flow_lm.") and not k.endswith(("emb_mean", "emb_std", "freqs")) and torch.equal(start[k], later[k])]
+    assert still == []
+
+
+def test_fine_tuning_starts_from_the_bases_weights(finished_run, cache, tmp_path):
+    """A bundle is a base like any other; with a learning rate of almost nothing its FlowLM stays what it was."""
+    result = run("train.py", "--data", cache, "--base", finished_run / "bundle" / "arabic.yaml", "--out", tmp_path / "r", "--lr", 1e-12, "--weight-decay", 0, "--batch-size", 3, "--max-steps", 1)
+    assert result.returncode == 0, result.stderr
+    before, after = (load_file(r / "bundle" / "model.safetensors") for r in (finished_run, tmp_path / "r"))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+
+
+def test_train_refuses(cache, tiny_base, finished_run, tmp_path):
+    args = ["--out", tmp_path / "r"]
+    fails(run("train.py", "--data", tmp_path / "none", *args), "no cache at", "data_prep.py")
+    fails(run("train.py", "--data", cache, *args), "--init scratch")
+    fails(run("train.py", "--data", cache, *args, "--init", "scratch", "--lr", -1), "--lr")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base.parent, other)
+    weights = load_file(other / "codec.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, other / "codec.safetensors")
+    fails(run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args), "another codec", "data_prep.py")
+    fails(run("train.py", "--data", cache, "--base", "klingon", *args), "klingon", "demo")
+    assert not (tmp_path / "r").exists()
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate_is_reproducible_audio(finished_run, tmp_path):
+    for name in ("a", "b"):
+        result = run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / f"{name}.wav")
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    samples, rate = sf.read(tmp_path / "a.wav")
+    assert rate == 24000 and len(samples) > 0.4 * rate and np.abs(samples).max() > 0
+    run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / "c.wav", "--seed", 1)
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "c.wav").read_bytes()
+
+
+def test_romanised_text_is_the_same_text(finished_run, tmp_path):
+    dry = [run("generate_sample.py", "--text", t, "--model", finished_run, "--dry-run", *flag).stdout for t, flag in ((TEXTS[1], []), ("halo >anota bixayorK?", ["--romanized"]))]
+    assert dry[0] == dry[1] and "halo >anota bixayorK?" in dry[0]
+
+
+def test_generate_refuses(finished_run, tmp_path):
+    out = ["--out", tmp_path / "x.wav", "--model", finished_run]
+    fails(run("generate_sample.py", "--text", "", *out), "no Arabic letter")
+    fails(run("generate_sample.py", "--text", "نَعَمْ okay", *out), "LATIN SMALL LETTER O", "position 8")
+    fails(run("generate_sample.py", "--text", "نَعَمْ 😀", *out), "GRINNING FACE")
+    fails(run("generate_sample.py", "--text", TEXTS[0], "--out", tmp_path / "x.wav", "--model", tmp_path / "none"), "no such folder")
+    fails(run("generate_sample.py", "--text", TEXTS[0], *out, "--voice", tmp_path / "none.wav"), "--voice")
+    fails(run("generate_sample.py", "--text", TEXTS[0], cwd=tmp_path), "make demo") if not (ROOT / "demo" / "bundle").exists() else None
+    for name in ("arabic.yaml", "model.safetensors", "voice.wav", "tokenizer.json"):
+        broken = tmp_path / f"without_{name}"
+        shutil.copytree(finished_run / "bundle", broken)
+        (broken / name).unlink()
+        fails(run("generate_sample.py", "--text", TEXTS[0], "--model", broken, "--out", tmp_path / "x.wav"), name, "missing")
+    assert not list(tmp_path.glob("*.wav"))
+
+
+def test_bundle_speaks_in_the_stock_command_line(finished_run, tmp_path):
+    """`pocket-tts generate` in the bundle's folder, Arabic script in, is what generate_sample.py makes of the same text."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(finished_run / "bundle", bundle)
+    stock = Path(sys.executable).with_name("pocket-tts")
+    command = [stock, "generate", "--config", "arabic.yaml", "--voice", "voice.wav", "--text", TEXTS[0], "--output-path", "stock.wav"]
+    result = subprocess.run(command, cwd=bundle, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    samples, rate = sf.read(bundle / "stock.wav")
+    assert rate == 24000 and len(samples) > 0.4 * rate
+
+
+def test_demo_assets_run_through_all_three_scripts(tmp_path):
+    """`make demo` in small: the committed corpus, codec and base, from audio to audible Arabic."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    result = run("data_prep.py", "--corpus", "demo", "--limit", 60, "--out", data)
+    assert result.returncode == 0, result.stderr
+    cache = Cache(data)
+    assert abs(float(np.std(cache.latents)) - 1) < 0.25  # unit variance, as the codec promises
+    result = run("train.py", "--data", data, "--init", "scratch", "--out", out, "--batch-size", 8, "--lr", 1e-3, "--warmup-steps", 5, "--max-steps", 8, "--eval-every", 8, "--sample-every", 0)
+    assert result.returncode == 0, result.stderr
+    errors = [r["valid_flow_error"] for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "eval"]
+    assert errors[-1] < errors[0]
+    result = run("generate_sample.py", "--text", TEXTS[3], "--model", out, "--out", tmp_path / "a.wav")
+    assert result.returncode == 0 and "x real time" in result.stdout, result.stderr
+    assert sf.info(tmp_path / "a.wav").duration > 0.4
