@@ -14,6 +14,7 @@ The same command again continues; so does a longer --max-steps, --epochs or --ma
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from pocket_tts.models.flow_lm import FlowLMModel
-from torch import nn
+from safetensors.torch import load_file
 
 from pocket_arabic import __version__
 from pocket_arabic.audio import write_wav
@@ -39,7 +40,8 @@ matplotlib.use("Agg")
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "log_every", "eval_every", "sample_every", "keep"}
 DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (FACTS of kyutai-labs/pocket-tts training)
-EVAL_EPOCH = -1  # the epoch number whose noise evaluation uses: always the same, so the curve is smooth
+ROW, ORDER, DISTIL = range(3)  # separate streams of random numbers under one --seed
+EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,7 +71,9 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="of the transformer; default bf16 on a GPU that has it, fp16 on other GPUs, no (fp32) on CPU")
     g = p.add_argument_group("watching")
     g.add_argument("--log-every", type=int, default=20, help="steps between printed lines; 0 is off")
-    g.add_argument("--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)")
+    g.add_argument(
+        "--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
+    )
     g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples; 0 is off")
     g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
     args = p.parse_args()
@@ -83,6 +87,8 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must not be negative")
     for name in ("text_dropout", "voice_dropout"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a share from 0 to 1")
@@ -110,7 +116,7 @@ class Rows:
         return len(self.rows)
 
     def row(self, index: int, epoch: int) -> Row:
-        rng = np.random.default_rng([self.args.seed, epoch + 1, index])
+        rng = np.random.default_rng([ROW, self.args.seed, epoch, index])
         row = self.rows[index]
         others = self.by_speaker[row["speaker"]]
         prompt = others[rng.integers(len(others))]
@@ -131,7 +137,7 @@ class Rows:
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
         of like length, then the batches shuffled."""
-        rng = np.random.default_rng([self.args.seed, epoch + 1])
+        rng = np.random.default_rng([ORDER, self.args.seed, epoch])
         indices = rng.permutation(len(self.rows))
         pool = 16 * batch_size
         batches = []
@@ -153,7 +159,7 @@ def latent_statistics(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
 
 def distils(seed: int, step: int) -> bool:
     """Whether this step computes the distillation term; the same on every process."""
-    return bool(np.random.default_rng([seed, step]).random() < DISTILL_SHARE)
+    return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
 
 
 def print_parts(model: TrainableTTS) -> None:
@@ -188,10 +194,9 @@ def evaluate(model: TrainableTTS, ema: EMA, valid: Rows, batch_size: int) -> dic
 @torch.no_grad()
 def speak_samples(folder: Path, step: int, config, flow_lm: FlowLMModel, ema: EMA, mimi, cache: Cache, longest: int) -> None:
     """The same two held-out sentences, voice and seed every time, by the wheel's own inference."""
-    device = flow_lm.bos_emb.device
-    own = {k: v.clone() for k, v in flow_lm.state_dict().items()}
-    flow_lm.load_state_dict({k.removeprefix("flow_lm."): v for k, v in ema.shadow.items() if k.startswith("flow_lm.")})
-    model = tts_model(config, flow_lm.to("cpu"), mimi)
+    averaged = copy.deepcopy(flow_lm).cpu()
+    averaged.load_state_dict({k.removeprefix("flow_lm."): v for k, v in ema.shadow.items() if k.startswith("flow_lm.")})
+    model = tts_model(config, averaged, mimi)
     with torch.random.fork_rng(devices=[]):
         state = model.get_state_for_audio_prompt(cache.folder / "voice.wav")
         for index, row in enumerate(cache.split("valid")[:2]):
@@ -199,8 +204,6 @@ def speak_samples(folder: Path, step: int, config, flow_lm: FlowLMModel, ema: EM
             audio = model.generate_audio(state, row["text_model"], max_tokens=longest)
             folder.mkdir(exist_ok=True)
             write_wav(folder / f"step_{step:06d}_{index}.wav", audio, mimi.sample_rate)
-    flow_lm.to(device).load_state_dict(own)
-    flow_lm.train()
 
 
 def plot_loss(path: Path, progress: list[dict]) -> None:
@@ -253,11 +256,11 @@ def main() -> None:
     for split in ("train", "valid"):
         if not cache.split(split):
             raise UserError(f"{args.data} has no {split} utterances; give data_prep.py a corpus with some")
-    recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]}
 
     # 2. Model, optimiser, accelerator.
     if args.precision is None:
         args.precision = "no" if not torch.cuda.is_available() else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]}
     accelerator = Accelerator(mixed_precision=args.precision)
     if accelerator.num_processes > 1:
         raise UserError(f"{accelerator.num_processes} processes: training runs in one; start it with python, not accelerate launch")
@@ -279,10 +282,11 @@ def main() -> None:
     # 3. New run or continuation.
     checkpoints, progress_file = args.out / "checkpoints", args.out / "progress.jsonl"
     checkpoint = resume(args, recipe)
-    step, spent = 0, 0.0
+    step, spent, saved_step = 0, 0.0, None
     if checkpoint:
         state = load_checkpoint(checkpoint, model, optimizer, ema)
         step, spent = state["step"], state["hours"]
+        saved_step = step
         print(f"continuing at step {step}, {spent:.2f} h spent")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "args.json", recipe)
@@ -290,7 +294,12 @@ def main() -> None:
         append_jsonl(progress_file, {"kind": "start", **provenance(), "device": str(accelerator.device), "precision": args.precision, "args": recipe})
     steps_per_epoch = -(-len(train) // args.batch_size)
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or args.epochs * steps_per_epoch)
-    print(f"{len(train)} utterances, {steps_per_epoch} steps an epoch, to step {last_step}" + (f" or {args.max_hours} h" if args.max_hours else "") + f", {args.precision} on {accelerator.device}", flush=True)
+    print(
+        f"{len(train)} utterances, {steps_per_epoch} steps an epoch, to step {last_step}"
+        + (f" or {args.max_hours} h" if args.max_hours else "")
+        + f", {args.precision} on {accelerator.device}",
+        flush=True,
+    )
 
     stop, clock = StopSignal(), time.monotonic()
 
@@ -299,15 +308,18 @@ def main() -> None:
 
     def save_and_evaluate() -> None:
         """Save first: what the evaluation or a sample might break, it cannot lose."""
-        save_checkpoint(checkpoints, step, accelerator.unwrap_model(model), optimizer, ema, {"hours": hours()})
+        nonlocal saved_step
+        if saved_step != step:
+            save_checkpoint(checkpoints, step, accelerator.unwrap_model(model), optimizer, ema, {"hours": hours()})
+            saved_step = step
         progress = read_jsonl(progress_file)
-        if args.eval_every and step % args.eval_every == 0 or finished():
-            if not any(r["kind"] == "eval" and r["step"] == step for r in progress):
-                record = {"kind": "eval", "step": step, "hours": round(hours(), 4), **evaluate(model, ema, valid, args.batch_size)}
-                append_jsonl(progress_file, record)
-                progress.append(record)
-                print(f"step {step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
-                plot_loss(args.out / "loss.png", progress)
+        due = args.eval_every and (step % args.eval_every == 0 or finished())
+        if due and not any(r["kind"] == "eval" and r["step"] == step for r in progress):
+            record = {"kind": "eval", "step": step, "hours": round(hours(), 4), **evaluate(model, ema, valid, args.batch_size)}
+            append_jsonl(progress_file, record)
+            progress.append(record)
+            print(f"step {step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
+            plot_loss(args.out / "loss.png", progress)
         if args.sample_every and step and step % args.sample_every == 0:
             speak_samples(args.out / "samples", step, config, flow_lm, ema, mimi, cache, longest)
         best = best_checkpoint(checkpoints, progress)
@@ -322,10 +334,10 @@ def main() -> None:
     model.train()
     logged, logged_step, frames, averages = time.monotonic(), step, 0, {}
     batches: Iterator[list[int]] = iter(())
-    epoch = -1
+    epoch = 0
     while not finished() and not stop.received:
-        if step // steps_per_epoch != epoch:
-            epoch = step // steps_per_epoch
+        if 1 + step // steps_per_epoch != epoch:
+            epoch = 1 + step // steps_per_epoch
             batches = iter(train.order(epoch, args.batch_size)[step % steps_per_epoch :])
         rows = [train.row(i, epoch) for i in next(batches)]
         for group in optimizer.param_groups:
@@ -342,23 +354,27 @@ def main() -> None:
 
         frames += sum(len(row.latents) for row in rows)
         for name, value in {**losses, "grad_norm": norm}.items():
-            averages.setdefault(name, []).append(value.item())
+            averages.setdefault(name, []).append(value.detach())
         if args.log_every and step % args.log_every == 0:
             seconds = time.monotonic() - logged
             record = {"kind": "train", "step": step, "hours": round(hours(), 4), "lr": optimizer.param_groups[0]["lr"]}
-            record |= {k: round(float(np.mean(v)), 5) for k, v in averages.items()} | {"frames_per_sec": round(frames / seconds, 1)}
+            record |= {k: round(torch.stack(v).mean().item(), 5) for k, v in averages.items()} | {"frames_per_sec": round(frames / seconds, 1)}
             append_jsonl(progress_file, record)
             left = (last_step - step) * seconds / (step - logged_step) / 3600
             left = min(left, args.max_hours - hours()) if args.max_hours else left
-            print(f"step {step}/{last_step} " + " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec")) + f" left {left * 60:.1f} min", flush=True)
+            print(
+                f"step {step}/{last_step} "
+                + " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec"))
+                + f" left {left * 60:.1f} min",
+                flush=True,
+            )
             logged, logged_step, frames, averages = time.monotonic(), step, 0, {}
         if step % steps_per_epoch == 0 or (args.eval_every and step % args.eval_every == 0):
             save_and_evaluate()
             model.train()
 
     # 5. Save where it stopped; if it is done, export the best checkpoint.
-    if newest_checkpoint(checkpoints) is None or int(newest_checkpoint(checkpoints).name[5:]) < step or finished():
-        save_and_evaluate()
+    save_and_evaluate()
     if stop.received and not finished():
         print(f"stopped at step {step}; the same command continues")
         raise SystemExit(128 + stop.received)
@@ -374,8 +390,6 @@ def export(args: argparse.Namespace, config, cache: Cache, weights: dict[str, to
     if info_file.exists() and json.loads(info_file.read_text(encoding="utf-8"))["checkpoint"] == path.name:
         print(f"{args.out}/bundle holds {path.name} already; nothing to do")
         return
-    from safetensors.torch import load_file
-
     state = {k: v for k, v in load_file(path / "ema.safetensors").items() if k.startswith("flow_lm.")}
     state |= {k: v for k, v in weights.items() if k.startswith("mimi.")}
     info = {

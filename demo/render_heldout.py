@@ -3,14 +3,21 @@
 
 Reads   a cache of the embedded corpus (made without --limit), its clips, and a run or bundle.
 Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, each with pairs.jsonl ({"wav", "text"}),
-        which any recogniser can score, and OUT/render.json: duration ratios, EOS, real-time factor.
+        which any recogniser can score, and OUT/heldout.json: duration ratios, EOS, real-time factor, scores.
 
-    python demo/render_heldout.py --data data/demo --model runs/demo --out runs/heldout
+    python demo/render_heldout.py
+    python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list"
+
+The scorer is any command that takes a pairs.jsonl and prints a JSON summary as its last line. --stock N also speaks the
+first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder.
 """
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,7 +50,8 @@ def main() -> None:
     p.add_argument("--model", type=Path, default=Path("runs/demo"), help="run or bundle")
     p.add_argument("--out", type=Path, default=Path("runs/heldout"))
     p.add_argument("--seed", type=int, default=0, help="fixes the latent noise and the speech")
-    p.add_argument("--limit", type=int, default=40, help="sentences of the test split")
+    p.add_argument("--stock", type=int, default=0, help="sentences to speak with the stock command line too")
+    p.add_argument("--scorer", help="command that scores a pairs.jsonl")
     args = p.parse_args()
     cache, bundle = Cache(args.data), find_bundle(args.model)
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
@@ -52,7 +60,7 @@ def main() -> None:
     noise = np.random.default_rng(args.seed)
     pairs: dict[str, list[dict]] = {}
     ratios, missed, speech, elapsed = {}, [], 0.0, 0.0
-    for row in tqdm(cache.split("test")[: args.limit], disable=None):
+    for index, row in enumerate(tqdm(cache.split("test"), disable=None)):
         latents = np.array(cache.row_latents(row))
         draw = noise.standard_normal(latents.shape).astype("float32") * deviation
         before, start = watch.missed, time.monotonic()
@@ -69,17 +77,16 @@ def main() -> None:
             "codec_noise_0.3": decode(model, latents + 0.3 * draw),
             "generated": generated,
         }
+        if index < args.stock:
+            audio |= {"generated_as_stock": generated, "stock": stock_speech(bundle, row["text"], model.sample_rate)}
         for kind, samples in audio.items():
             wav = args.out / kind / f"{row['id']}.wav"
             wav.parent.mkdir(parents=True, exist_ok=True)
             write_wav(wav, samples, model.sample_rate)
             pairs.setdefault(kind, []).append({"wav": str(wav), "text": row["text"]})
-    for kind, rows in pairs.items():
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-        (args.out / kind / "pairs.jsonl").write_text(lines, encoding="utf-8")
     values = list(ratios.values())
     report = {
-        "command": "python demo/render_heldout.py " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "demo/render_heldout.py", *sys.argv[1:]]),
         "checkpoint": info["checkpoint"],
         "sentences": len(values),
         "eos_reached": len(values) - len(missed),
@@ -88,9 +95,25 @@ def main() -> None:
         "duration_ratio_0.7_to_1.4": sum(0.7 <= v <= 1.4 for v in values),
         "duration_ratios": ratios,
         "real_time_factor": round(elapsed / speech, 4),
+        "scores": {},
     }
-    write_json(args.out / "render.json", report)
-    print(json.dumps({k: v for k, v in report.items() if k != "duration_ratios"}))
+    for kind, rows in pairs.items():
+        listing = args.out / kind / "pairs.jsonl"
+        listing.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        if args.scorer:
+            scored = subprocess.run([*shlex.split(args.scorer), str(listing)], capture_output=True, text=True, check=True)
+            report["scores"][kind] = json.loads(scored.stdout.splitlines()[-1])
+    write_json(args.out / "heldout.json", report)
+    print(json.dumps({k: v for k, v in report.items() if k != "duration_ratios"}, indent=1))
+
+
+def stock_speech(bundle: Path, text: str, rate: int) -> np.ndarray:
+    """Arabic script -> audio [samples] by the wheel's own command line, run where a user would run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder) / "stock.wav"
+        command = [Path(sys.executable).with_name("pocket-tts"), "generate", "--config", "arabic.yaml", "--voice", "voice.wav"]
+        subprocess.run([*command, "--text", text, "--output-path", wav], cwd=bundle, check=True, capture_output=True)
+        return read_audio(wav, rate)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,35 @@ FRAME = 1920  # samples per latent: 24000 / 12.5
 
 CONSONANTS = "ءبتثجحخدذرزسشصضطظعغفقكلمنهوي"
 # Patterns over the root letters 1, 2, 3: verbs, participles, verbal nouns, plurals, with and without the article.
-PATTERNS = """1َ2َ3َ يَ1ْ2ُ3ُ 1ِ2َا3ٌ 1َا2ِ3ٌ مَ1ْ2ُو3ٍ تَ1ْ2ِي3ًا مُ1َ2ِّ3ٌ اسْتَ1ْ2َ3َ 1َ2ِي3َةٌ الْ1ُ2ُو3ِ أَ1ْ2َا3ٍ تَ1َ2َّ3َ
-1َ2ْ3َى مُ1ْتَ2ِ3َةً 1ُ2َيْ3ٌ 1َ2َّا3ُونَ نَ1ْ2ِ3ُ 1ِ2ْ3ِيٌّ 1َوْ2َ3ٌ مِ1ْ2َا3ٌ إِ1ْ2َا3َ انْ1َ2َ3َتْ 1ُ2ِّ3َ آ1ِ2َ3ٌ لِ1َ2ْ3ِهِمْ وَ1َ2ُ3َ بِ1ُ2ْ3ٍ""".split()
+PATTERNS = [
+    "1َ2َ3َ",
+    "يَ1ْ2ُ3ُ",
+    "1ِ2َا3ٌ",
+    "1َا2ِ3ٌ",
+    "مَ1ْ2ُو3ٍ",
+    "تَ1ْ2ِي3ًا",
+    "مُ1َ2ِّ3ٌ",
+    "اسْتَ1ْ2َ3َ",
+    "1َ2ِي3َةٌ",
+    "الْ1ُ2ُو3ِ",
+    "أَ1ْ2َا3ٍ",
+    "تَ1َ2َّ3َ",
+    "1َ2ْ3َى",
+    "مُ1ْتَ2ِ3َةً",
+    "1ُ2َيْ3ٌ",
+    "1َ2َّا3ُونَ",
+    "نَ1ْ2ِ3ُ",
+    "1ِ2ْ3ِيٌّ",
+    "1َوْ2َ3ٌ",
+    "مِ1ْ2َا3ٌ",
+    "إِ1ْ2َا3َ",
+    "انْ1َ2َ3َتْ",
+    "1ُ2ِّ3َ",
+    "آ1ِ2َ3ٌ",
+    "لِ1َ2ْ3ِهِمْ",
+    "وَ1َ2ُ3َ",
+    "بِ1ُ2ْ3ٍ",
+]
 ARABIC_ENDS, ENGLISH_ENDS = [".", "؟", "!", "،"], [".", "?", "!", ","]
 
 
@@ -182,9 +209,7 @@ class SpectrumDiscriminator(nn.Module):
         super().__init__()
         self.size = window
         self.register_buffer("window", torch.hann_window(window))
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, width, (5, 3), (s, 1), (2, 1)) for i, s in ((2, 2), (width, 2), (width, 2), (width, 2))
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(i, width, (5, 3), (s, 1), (2, 1)) for i, s in ((2, 2), (width, 2), (width, 2), (width, 2)))
         self.out = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -209,9 +234,7 @@ class Discriminators(nn.ModuleList):
 def generator_terms(fake: list[list[torch.Tensor]], real: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Hinge generator loss and feature matching (L1 relative to the real map's mean magnitude), means over discriminators."""
     adversarial = torch.stack([-maps[-1].mean() for maps in fake]).mean()
-    features = torch.stack(
-        [F.l1_loss(f, r) / (r.abs().mean() + 1e-4) for fs, rs in zip(fake, real) for f, r in zip(fs[:-1], rs[:-1])]
-    ).mean()
+    features = torch.stack([F.l1_loss(f, r) / (r.abs().mean() + 1e-4) for fs, rs in zip(fake, real) for f, r in zip(fs[:-1], rs[:-1])]).mean()
     return adversarial, features
 
 
@@ -311,7 +334,15 @@ def main() -> None:
             print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
         if now - logged > 300 or spent >= budget:
             logged = now
-            state = {"mimi": mimi.state_dict(), "critic": critic.state_dict(), "optimiser": optimiser.state_dict(), "critic_optimiser": critic_optimiser.state_dict(), "ema": ema, "step": step, "spent": spent}
+            state = {
+                "mimi": mimi.state_dict(),
+                "critic": critic.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "critic_optimiser": critic_optimiser.state_dict(),
+                "ema": ema,
+                "step": step,
+                "spent": spent,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 

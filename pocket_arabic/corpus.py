@@ -54,10 +54,7 @@ def open_corpus(name: str) -> Corpus:
     unknown = next((s for s in splits if s not in SPLITS), None) if "split" in rows[0] else None
     if unknown is not None:
         raise UserError(f'{metadata}: split "{unknown}"; use {", ".join(SPLITS)}')
-    utterances = [
-        Utterance(i, folder / (row["file_name"] or ""), row["text"] or "", split, row.get("speaker") or "0")
-        for i, row, split in zip(ids, rows, splits)
-    ]
+    utterances = [Utterance(i, folder / (row["file_name"] or ""), row["text"] or "", split, row.get("speaker") or "0") for i, row, split in zip(ids, rows, splits)]
     return Corpus("demo" if name == "demo" else folder.resolve().name, hashlib.sha256(raw).hexdigest(), utterances)
 
 

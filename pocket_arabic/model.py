@@ -186,9 +186,7 @@ class Row:
     distill_time_logits: torch.Tensor  # [K, T, 2]
 
 
-def draw_row(
-    rng: np.random.Generator, latents: np.ndarray, tokens: list[int], prompt: np.ndarray, frame_rate: float, draws: int, text_dropout: float, voice_dropout: float
-) -> Row:
+def draw_row(rng: np.random.Generator, latents: np.ndarray, tokens: list[int], prompt: np.ndarray, frame_rate: float, draws: int, text_dropout: float, voice_dropout: float) -> Row:
     """All of a row's randomness, drawn in a fixed order from `rng`.
 
     `prompt`: latents of another utterance of the speaker. Its first 10 s are used; three in ten are cropped to 2.5 s or
