@@ -28,7 +28,7 @@ import torchaudio
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from pocket_arabic.text import ARABIC_TO_BUCKWALTER, LETTERS, MARKS, SHADDA, missing_marks, model_text  # noqa: E402
+from pocket_arabic.text import ARABIC_TO_BUCKWALTER, FROM_MODEL, LETTERS, MARKS, SHADDA, missing_marks, model_text  # noqa: E402
 
 SAMPLE_RATE = 24000
 HELD_OUT = 40
@@ -71,11 +71,15 @@ def coverage(sentences: list[str]) -> dict:
     """How often each letter, mark, doubled letter with its vowel, and punctuation mark occurs."""
     text = " ".join(sentences)
     characters = Counter(text)
+    first = [model_text(s)[1][0] for s in sentences]
+    capital = Counter(c if c.upper() == c else "another symbol" if c.upper() in FROM_MODEL else "no symbol" for c in first)
     doubled = Counter(text[i - 1] + SHADDA + text[i + 1] for i, c in enumerate(text[:-1]) if c == SHADDA)
     return {
         "sentences": len(sentences),
         "letters_per_sentence": [f(sum(c in LETTERS for c in s) for s in sentences) for f in (min, max)],
         "characters": {c: characters[c] for c in ARABIC_TO_BUCKWALTER if c not in "پچڤگ"},
+        # What the wheel's capitalize_first_letter would do to the first Buckwalter symbol of each sentence.
+        "capitalised_first_symbol": {k: capital[k] for k in ("another symbol", "no symbol")},
         "punctuation": {c: characters[c] for c in ".،؟!؛:"},
         "shadda_with": {m: sum(n for k, n in doubled.items() if k[2] == m) for m in MARKS if m not in (SHADDA, "ْ")},
         "letters_doubled": {c: sum(n for k, n in doubled.items() if k[0] == c) for c in "بتثجحخدذرزسشصضطظعغفقكلمنهوي"},
