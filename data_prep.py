@@ -14,6 +14,7 @@ The same command again continues where it stopped, and does nothing when nothing
 """
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import AudioError, read_audio, trim_silence, write_wav
+from pocket_arabic.audio import AudioError, read_audio, speech_bounds, write_wav
 from pocket_arabic.cache import CacheWriter
 from pocket_arabic.corpus import Corpus, Utterance, open_corpus
 from pocket_arabic.model import audit, encoder_hash, load_config, load_mimi, load_tokenizer, load_weights
@@ -57,24 +58,30 @@ def parse_args() -> argparse.Namespace:
     args = p.parse_args()
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu") from None
     if not 0 < args.min_sec < args.max_sec:
         raise UserError(f"--min-sec {args.min_sec} --max-sec {args.max_sec}: the first must be positive and smaller")
     args.base = args.base or ("demo" if args.corpus == "demo" else "english")
-    args.out = args.out or Path("data") / Path(args.corpus).name
+    args.out = args.out or Path("data") / Path(args.corpus).resolve().name
     return args
 
 
-def utterance_audio(utterance: Utterance, args: argparse.Namespace, rate: int) -> np.ndarray:
-    """Read, resample and trim -> [samples] at `rate`. Raises AudioError."""
+def utterance_audio(utterance: Utterance, args: argparse.Namespace, rate: int) -> tuple[np.ndarray, float]:
+    """Read, resample and trim -> [samples] at `rate`, and the second at which speech ends. Raises AudioError."""
     samples = read_audio(utterance.audio, rate)
+    start, end = speech_bounds(samples, rate, args.floor_db)
     if args.trim:
-        samples = trim_silence(samples, rate, args.floor_db, args.head_sec, args.tail_sec)
+        first = max(0, start - int(args.head_sec * rate))
+        samples, end = samples[first : end + int(args.tail_sec * rate)], end - first
     seconds = len(samples) / rate
     if seconds < args.min_sec:
         raise AudioError("too short")
     if seconds > args.max_sec:
         raise AudioError("too long")
-    return samples
+    return samples, end / rate
 
 
 @torch.no_grad()
@@ -88,27 +95,32 @@ def prepare(corpus: Corpus, writer: CacheWriter, mimi, args: argparse.Namespace)
     rate, done = mimi.sample_rate, writer.done_ids()
     nearest = min((abs(r["duration_sec"] - PROMPT_SEC) for r in writer.rows if r["split"] == "train"), default=np.inf)
     hours, start = 0.0, time.monotonic()
-    bar = tqdm(corpus.utterances, unit=" clips", disable=None, mininterval=0.5)
+    said = start
+    bar = tqdm(corpus.utterances, unit=" clips", disable=None)
     for utterance in bar:
         if utterance.id in done:
             continue
         try:
             text_norm, text_model = arabic.model_text(utterance.text)
-            samples = utterance_audio(utterance, args, rate)
+            samples, speech_end = utterance_audio(utterance, args, rate)
+            latents = encode(mimi, samples, args.device)
+            if np.ptp(latents, axis=0).max() < 1e-6:
+                raise AudioError("constant latents")
         except (arabic.TextError, AudioError) as error:
             writer.reject(utterance.id, str(error))
             continue
-        latents = encode(mimi, samples, args.device)
         duration = round(len(samples) / rate, 3)
         if utterance.split == "train" and abs(duration - PROMPT_SEC) < nearest:
             nearest = abs(duration - PROMPT_SEC)
             write_wav(args.out / "voice.wav", samples, rate)
         row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "text": utterance.text}
-        writer.add(row | {"text_norm": text_norm, "text_model": text_model, "duration_sec": duration}, latents)
-        if latents.std(0).max() < 1e-6:
-            raise UserError(f"the codec gives constant latents (utterance {utterance.id}); its weights are broken, give another --base")
+        writer.add(row | {"text_norm": text_norm, "text_model": text_model, "duration_sec": duration, "speech_end_sec": round(speech_end, 3)}, latents)
         hours += duration / 3600
-        bar.set_postfix_str(f"{hours:.2f} h, {hours * 3600 / (time.monotonic() - start):.1f}x real time")
+        progress = f"{hours:.2f} h, {hours * 3600 / (time.monotonic() - start):.1f}x real time"
+        bar.set_postfix_str(progress)
+        if bar.disable and time.monotonic() - said > 15:  # no terminal: a line now and then
+            print(f"{len(writer.rows)} of {len(corpus.utterances)} clips, {progress}", flush=True)
+            said = time.monotonic()
     if not writer.rows:
         writer.discard()
         reasons = "; ".join(f"{r['reason']} ({r['id']})" for r in writer.rejects[:3])
@@ -119,7 +131,8 @@ def statistics(writer: CacheWriter, tokenizer, symbols: dict) -> dict:
     """What a researcher checks first: counts, hours, rejects by reason, tokens per word, latent mean and deviation."""
     reasons: dict[str, int] = {}
     for reject in writer.rejects:
-        reasons[reject["reason"]] = reasons.get(reject["reason"], 0) + 1
+        reason = re.sub(r" at position \d+", "", reject["reason"])
+        reasons[reason] = reasons.get(reason, 0) + 1
     latents = writer.latents()
     tokens = sum(len(tokenizer.encode(r["text_model"])) for r in writer.rows)
     words = sum(len(r["text_model"].split()) for r in writer.rows)
@@ -144,12 +157,13 @@ def main() -> None:
     if args.limit:
         del corpus.utterances[args.limit :]
     config = load_config(args.base)
+    weights = load_weights(config)
     tokenizer = load_tokenizer(config)
     symbols = audit(tokenizer, "".join(c for c in arabic.FROM_MODEL if c != " "))
     unknown = " ".join(s for s, entry in symbols.items() if not entry["known"])
     if unknown:
         raise UserError(f"base {args.base}: its tokenizer does not know {unknown}; give a base whose tokenizer does")
-    mimi = load_mimi(config, load_weights(config))
+    mimi = load_mimi(config, weights)
 
     # 2. The cache: new, to be continued, or done.
     options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus")}

@@ -14,20 +14,18 @@ The same text, model, voice, options and --seed give the same file on the same m
 
 import argparse
 import json
-import logging
 import time
 from pathlib import Path
 
-import torch
-from pocket_tts import TTSModel
 from pocket_tts.models.text_chunking import split_into_best_sentences
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import write_wav
+from pocket_arabic.audio import AudioError, write_wav
 from pocket_arabic.checkpoint import find_bundle
-from pocket_arabic.model import build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights, pieces, tts_model
+from pocket_arabic.model import load_config, load_tokenizer, pieces
 from pocket_arabic.run import ROOT, UserError, command
+from pocket_arabic.speech import EosWatch, load_bundle, speak
 
 BARE_SHARE = 0.3  # warn above this share of letters without the mark they need; vocalised prose leaves out far fewer
 
@@ -57,6 +55,8 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--temperature {args.temperature}: must not be negative")
     if args.voice and not args.voice.is_file():
         raise UserError(f"--voice {args.voice}: no such file; leave the option out for the bundle's own voice")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a wav file in it")
     if not args.out.resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: no such folder; mkdir -p {args.out.parent}")
     return args
@@ -70,36 +70,6 @@ def default_model() -> Path:
     if (ROOT / "demo" / "bundle").is_dir():
         return ROOT / "demo" / "bundle"
     raise UserError("no trained model here yet; train the embedded one: make demo")
-
-
-def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None) -> TTSModel:
-    """A bundle -> the wheel's model, strictly loaded."""
-    config = load_config(str(bundle / "arabic.yaml"))
-    weights = load_weights(config)
-    model = tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold)
-    # Decoding as many frames as happen to be queued makes the last bits depend on timing.
-    model.max_decoder_frames_per_call = 1
-    return model
-
-
-class EosWatch(logging.Handler):
-    """Counts the chunks that ran into the wheel's length cap; it only says so in its log."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.missed = 0
-        logger = logging.getLogger("pocket_tts.models.tts_model")
-        logger.addHandler(self)
-        logger.propagate = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.missed += "without EOS" in record.getMessage()
-
-
-def speak(model: TTSModel, voice: Path, text_model: str, max_tokens: int, seed: int) -> torch.Tensor:
-    """Romanised text -> audio [samples]."""
-    torch.manual_seed(seed)
-    return model.generate_audio(model.get_state_for_audio_prompt(voice), text_model, max_tokens=max_tokens)
 
 
 def main() -> None:
@@ -130,7 +100,11 @@ def main() -> None:
 
     # 3. Speak.
     watch, start = EosWatch(), time.monotonic()
-    audio = speak(model, args.voice or bundle / "voice.wav", text_model, max_tokens, args.seed)
+    voice = args.voice or bundle / "voice.wav"
+    try:
+        audio = speak(model, voice, text_model, max_tokens, args.seed)
+    except AudioError as error:
+        raise UserError(f"{voice}: {error}; give --voice a recording of a few seconds") from None
     elapsed, seconds = time.monotonic() - start, len(audio) / model.sample_rate
     write_wav(args.out, audio, model.sample_rate)
     eos = "end reached" if not watch.missed else f"the end was NOT reached in {watch.missed} chunk(s): try another --seed"

@@ -6,7 +6,7 @@ Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and eval
         samples/step_NNNNNN_*.wav, checkpoints/step_NNNNNN/, and at the end bundle/, a Pocket TTS model that stock tools
         load, from the checkpoint with the lowest held-out flow error.
 
-    python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --max-hours 0.22   # `make demo`
+    python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.25
     python train.py --data data/my_recordings                                             # fine-tune the base, one GPU
     python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
 
@@ -16,8 +16,8 @@ The same command again continues; so does a longer --max-steps, --epochs or --ma
 import argparse
 import copy
 import json
+import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import accelerate
@@ -25,15 +25,19 @@ import matplotlib
 import numpy as np
 import torch
 from accelerate import Accelerator
+from matplotlib import pyplot as plt
 from pocket_tts.models.flow_lm import FlowLMModel
+from pocket_tts.models.mimi import MimiModel
+from pocket_tts.utils.config import Config
 from safetensors.torch import load_file
 
 from pocket_arabic import __version__
 from pocket_arabic.audio import write_wav
 from pocket_arabic.cache import Cache
-from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint
-from pocket_arabic.model import LSD, Row, TrainableTTS, build_flow_lm, draw_row, encoder_hash, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint, update_hours
+from pocket_arabic.model import LSD, Row, TrainableTTS, arabic_config, build_flow_lm, draw_row, encoder_hash, load_config, load_mimi, load_weights, tts_model
 from pocket_arabic.run import StopSignal, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, use_all_cores, write_json
+from pocket_arabic.speech import speak
 
 matplotlib.use("Agg")
 
@@ -77,7 +81,9 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples; 0 is off")
     g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
     args = p.parse_args()
-    args.out = args.out or Path("runs") / args.data.name
+    args.out = args.out or Path("runs") / args.data.resolve().name
+    if args.precision is None:
+        args.precision = "no" if not torch.cuda.is_available() else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     check_args(args)
     return args
 
@@ -87,6 +93,8 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16: needs a GPU, whose loss scaler it relies on; use bf16 or no")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must not be negative")
     for name in ("text_dropout", "voice_dropout"):
@@ -103,14 +111,16 @@ class Rows:
 
     def __init__(self, cache: Cache, split: str, tokenize, frame_rate: float, args: argparse.Namespace):
         self.cache, self.args, self.frame_rate = cache, args, frame_rate
-        self.rows = cache.split(split)
-        self.tokens = [tokenize(row["text_model"]) for row in self.rows]
         self.by_speaker: dict[str, list[dict]] = {}
         for row in cache.split("train"):
             self.by_speaker.setdefault(row["speaker"], []).append(row)
-        for row in self.rows:
-            if not any(other["id"] != row["id"] for other in self.by_speaker.get(row["speaker"], ())):
-                raise UserError(f'{cache.folder}: speaker "{row["speaker"]}" has no second utterance in the train split to prompt with; add one, or drop the speaker')
+        every = cache.split(split)
+        self.rows = [row for row in every if any(other["id"] != row["id"] for other in self.by_speaker.get(row["speaker"], ())[:2])]
+        self.tokens = [tokenize(row["text_model"]) for row in self.rows]
+        if len(self.rows) < len(every):
+            print(f"{split}: {len(every) - len(self.rows)} of {len(every)} utterances left out, no other of their speaker in train to prompt with")
+        if not self.rows:
+            raise UserError(f"{cache.folder}: no {split} utterance can be used; every speaker needs two utterances in train, and {split} needs one of theirs")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,12 +137,16 @@ class Rows:
             rng,
             self.cache.row_latents(row),
             self.tokens[index],
-            self.cache.row_latents(prompt),
+            self.prompt_latents(prompt),
             self.frame_rate,
             self.args.draws,
             0.0 if evaluating else self.args.text_dropout,
             0.0 if evaluating else self.args.voice_dropout,
         )
+
+    def prompt_latents(self, row: dict) -> np.ndarray:
+        """[V, 32] up to 80 ms after the last word, where the wheel ends a voice prompt too (its `end_on_pause`)."""
+        return self.cache.row_latents(row)[: int(np.ceil((row["speech_end_sec"] + 0.08) * self.frame_rate))]
 
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
@@ -162,12 +176,10 @@ def distils(seed: int, step: int) -> bool:
     return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
 
 
-def print_parts(model: TrainableTTS) -> None:
+def print_parts(flow_lm: FlowLMModel) -> None:
     """The table of what trains."""
-    parts = {f"flow_lm.{name}": module for name, module in model.flow_lm.named_children()}
-    own = sum(p.numel() for p in model.flow_lm.parameters()) - sum(p.numel() for m in parts.values() for p in m.parameters())
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-    sizes |= {"flow_lm (bos, speaker_proj)": own, "lsd.weighting (not exported)": sum(p.numel() for p in model.lsd.parameters())}
+    sizes = {f"flow_lm.{name}": sum(p.numel() for p in module.parameters()) for name, module in flow_lm.named_children()}
+    sizes["flow_lm (bos, speaker_proj)"] = sum(p.numel() for p in flow_lm.parameters()) - sum(sizes.values())
     print(f"{'module':32}{'parameters':>12}")
     for name, size in sizes.items():
         print(f"{name:32}{size:12,}  trainable")
@@ -192,23 +204,19 @@ def evaluate(model: TrainableTTS, ema: EMA, valid: Rows, batch_size: int) -> dic
 
 
 @torch.no_grad()
-def speak_samples(folder: Path, step: int, config, flow_lm: FlowLMModel, ema: EMA, mimi, cache: Cache, longest: int) -> None:
-    """The same two held-out sentences, voice and seed every time, by the wheel's own inference."""
+def speak_samples(stem: Path, config: Config, flow_lm: FlowLMModel, ema: EMA, mimi: MimiModel, cache: Cache, longest: int) -> None:
+    """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time, by the wheel's own inference."""
     averaged = copy.deepcopy(flow_lm).cpu()
     averaged.load_state_dict({k.removeprefix("flow_lm."): v for k, v in ema.shadow.items() if k.startswith("flow_lm.")})
     model = tts_model(config, averaged, mimi)
+    stem.parent.mkdir(exist_ok=True)
     with torch.random.fork_rng(devices=[]):
-        state = model.get_state_for_audio_prompt(cache.folder / "voice.wav")
         for index, row in enumerate(cache.split("valid")[:2]):
-            torch.manual_seed(index)
-            audio = model.generate_audio(state, row["text_model"], max_tokens=longest)
-            folder.mkdir(exist_ok=True)
-            write_wav(folder / f"step_{step:06d}_{index}.wav", audio, mimi.sample_rate)
+            audio = speak(model, cache.folder / "voice.wav", row["text_model"], longest, seed=index)
+            write_wav(stem.with_name(f"{stem.name}_{index}.wav"), audio, mimi.sample_rate)
 
 
 def plot_loss(path: Path, progress: list[dict]) -> None:
-    from matplotlib import pyplot as plt
-
     train, valid = ([r for r in progress if r["kind"] == kind] for kind in ("train", "eval"))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
     for axis, name, title in zip(axes, ("flow_error", "distill_error", "eos"), ("diagonal flow error", "distillation error", "EOS cross-entropy")):
@@ -224,21 +232,152 @@ def plot_loss(path: Path, progress: list[dict]) -> None:
     plt.close(figure)
 
 
-def resume(args: argparse.Namespace, recipe: dict) -> Path | None:
-    """The checkpoint to continue from; forgets what progress.jsonl says of later steps. Raises UserError if the recipe changed."""
-    saved = args.out / "args.json"
-    if not saved.exists():
-        return None
-    old = json.loads(saved.read_text(encoding="utf-8"))
-    changed = differences({k: v for k, v in old.items() if k not in FREE}, {k: v for k, v in recipe.items() if k not in FREE})
-    if changed:
-        raise UserError(f"{args.out} was trained with another recipe ({changed}); give another --out, or the same options")
-    checkpoint = newest_checkpoint(args.out / "checkpoints")
-    step = int(checkpoint.name[5:]) if checkpoint else 0
-    with atomic_write(args.out / "progress.jsonl") as tmp:
-        kept = [r for r in read_jsonl(args.out / "progress.jsonl") if r.get("step", 0) <= step] if checkpoint else []
-        tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-    return checkpoint
+class Training:
+    """A run: its model, averages and optimiser, its place in the order of batches, and its folder."""
+
+    def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel):
+        self.args, self.cache, self.config, self.weights, self.mimi = args, cache, config, weights, mimi
+        self.accelerator = Accelerator(mixed_precision=args.precision)
+        if self.accelerator.num_processes > 1:
+            raise UserError(f"{self.accelerator.num_processes} processes: training runs in one; start it with python, not accelerate launch")
+        accelerate.utils.set_seed(args.seed)
+        self.flow_lm = build_flow_lm(config, weights if args.init == "base" else None)
+        if args.init == "scratch":
+            self.flow_lm.emb_mean, self.flow_lm.emb_std = latent_statistics(cache)
+        model = TrainableTTS(self.flow_lm)
+        optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.ema = EMA(model, args.ema)
+        tokenize = self.flow_lm.conditioner.tokenizer.encode
+        self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args) for split in ("train", "valid"))
+        self.longest = max(map(len, self.train.tokens))
+        self.steps_per_epoch = -(-len(self.train) // args.batch_size)
+        self.last_step = args.epochs * self.steps_per_epoch
+        if args.max_steps:
+            self.last_step = min(self.last_step, args.max_steps)
+        self.checkpoints, self.progress = args.out / "checkpoints", args.out / "progress.jsonl"
+        self.step, self.saved_step, self.spent, self.clock = 0, None, 0.0, time.monotonic()
+        self.batches, self.epoch = iter(()), 0
+        self.window: dict[str, list[torch.Tensor]] = {}  # since the last logged step
+        self.window_frames, self.window_start, self.window_clock = 0, 0, time.monotonic()
+
+    def hours(self) -> float:
+        return self.spent + (time.monotonic() - self.clock) / 3600
+
+    def finished(self) -> bool:
+        return self.step >= self.last_step or bool(self.args.max_hours and self.hours() >= self.args.max_hours)
+
+    def start_or_resume(self, recipe: dict) -> None:
+        """Open the run's folder. Raises UserError if it holds a run of another recipe."""
+        out = self.args.out
+        if (out / "args.json").exists():
+            old = json.loads((out / "args.json").read_text(encoding="utf-8"))
+            changed = differences({k: v for k, v in old.items() if k not in FREE}, {k: v for k, v in recipe.items() if k not in FREE})
+            if changed:
+                raise UserError(f"{out} was trained with another recipe ({changed}); give another --out, or the same options")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "args.json", recipe)
+        checkpoint = newest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            shutil.rmtree(out / "bundle", ignore_errors=True)
+            self.progress.unlink(missing_ok=True)
+            append_jsonl(self.progress, {"kind": "start", **provenance(), "device": str(self.accelerator.device), "args": recipe})
+            return
+        state = load_checkpoint(checkpoint, self.accelerator.unwrap_model(self.model), self.optimizer, self.ema, self.accelerator.scaler)
+        self.step = self.saved_step = self.window_start = state["step"]
+        self.spent = state["hours"]
+        # What was logged after this checkpoint will be logged again.
+        kept = [record for record in read_jsonl(self.progress) if record.get("step", 0) <= self.step]
+        with atomic_write(self.progress) as tmp:
+            tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+        print(f"continuing at step {self.step}, {self.spent:.2f} h spent")
+
+    def train_step(self) -> None:
+        args, epoch = self.args, 1 + self.step // self.steps_per_epoch
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.batches = iter(self.train.order(epoch, args.batch_size)[self.step % self.steps_per_epoch :])
+        rows = [self.train.row(i, epoch) for i in next(self.batches)]
+        for group in self.optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (self.step + 1) / max(1, args.warmup_steps))
+        losses = self.model(rows, LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, self.step) else 0.0)
+        self.accelerator.backward(losses["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.clip)
+        if not self.accelerator.scaler and not torch.isfinite(norm):  # a scaler skips such steps by itself
+            raise UserError(f"gradient not finite at step {self.step}; start again with a lower --lr and another --out")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
+        self.step += 1
+        self.window_frames += sum(len(row.latents) for row in rows)
+        for name, value in {**losses, "grad_norm": norm}.items():
+            self.window.setdefault(name, []).append(value.detach())
+
+    def log(self) -> None:
+        """One line for the steps since the last one."""
+        args, now = self.args, time.monotonic()
+        seconds, steps = now - self.window_clock, self.step - self.window_start
+        record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizer.param_groups[0]["lr"]}
+        record |= {k: round(torch.stack(v).mean().item(), 5) for k, v in self.window.items()} | {"frames_per_sec": round(self.window_frames / seconds, 1)}
+        append_jsonl(self.progress, record)
+        left = (self.last_step - self.step) * seconds / steps / 3600
+        left = min(left, max(0.0, args.max_hours - self.hours())) if args.max_hours else left
+        shown = " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec"))
+        print(f"step {self.step}/{self.last_step} {shown} left {left * 60:.1f} min", flush=True)
+        self.window, self.window_frames, self.window_start, self.window_clock = {}, 0, self.step, now
+
+    def save(self) -> None:
+        if self.saved_step != self.step:
+            model = self.accelerator.unwrap_model(self.model)
+            save_checkpoint(self.checkpoints, self.step, model, self.optimizer, self.ema, self.accelerator.scaler, {"hours": self.hours()})
+            self.saved_step = self.step
+
+    def evaluate(self) -> None:
+        """Score the averaged weights on the held-out split, once a step; redraw loss.png."""
+        progress = read_jsonl(self.progress)
+        if any(r["kind"] == "eval" and r["step"] == self.step for r in progress):
+            return
+        record = {"kind": "eval", "step": self.step, "hours": round(self.hours(), 4)}
+        record |= evaluate(self.model, self.ema, self.valid, self.args.batch_size)
+        append_jsonl(self.progress, record)
+        print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
+        plot_loss(self.args.out / "loss.png", [*progress, record])
+
+    def save_and_watch(self) -> None:
+        """Save first: what an evaluation or a sample might break, it cannot lose."""
+        args = self.args
+        self.save()
+        if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
+            self.evaluate()
+        sample = args.out / "samples" / f"step_{self.step:06d}"
+        if args.sample_every and self.step and self.step % args.sample_every == 0 and not sample.with_name(sample.name + "_0.wav").exists():
+            speak_samples(sample, self.config, self.flow_lm, self.ema, self.mimi, self.cache, self.longest)
+        best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
+        prune(self.checkpoints, args.keep, best[0] if best else None)
+
+    def export(self) -> None:
+        """bundle/ from the checkpoint with the lowest held-out flow error; from the last one if none was evaluated."""
+        bundle = self.args.out / "bundle"
+        best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
+        path, score = best or (newest_checkpoint(self.checkpoints), None)
+        if bundle.exists() and json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"] == path.name:
+            print(f"{bundle} holds {path.name} already; nothing to do")
+            return
+        state = {k: v for k, v in load_file(path / "ema.safetensors").items() if k.startswith("flow_lm.")}
+        state |= {k: v for k, v in self.weights.items() if k.startswith("mimi.")}
+        info = {
+            "checkpoint": path.name,
+            "chosen_by": "lowest held-out flow error (EMA weights)" if best else "last checkpoint; there was no evaluation",
+            "valid_flow_error": score,
+            "base": Path(self.args.base).name,
+            "corpus": self.cache.info["options"]["corpus"],
+            "hours": self.cache.info["hours"]["train"],
+            "max_tokens": self.longest,
+            "eos_threshold": self.config.default_eos_threshold,
+            **provenance(),
+        }
+        export_bundle(bundle, self.config, state, self.cache.folder / "voice.wav", info)
+        print(f"bundle: {bundle} ({path.name}" + (f", held-out flow error {score:.3f})" if best else ")"))
 
 
 def main() -> None:
@@ -248,163 +387,37 @@ def main() -> None:
     # 1. Cache and base: everything a user can get wrong, before anything slow.
     cache = Cache(args.data)
     args.base = args.base or cache.info["options"]["base"]
-    config = load_config(args.base)
+    config = arabic_config(load_config(args.base))
     weights = load_weights(config)
     mimi = load_mimi(config, weights)
     if encoder_hash(mimi) != cache.info["options"]["encoder_sha256"]:
         raise UserError(f"{args.data} was encoded with another codec than base {args.base}; rebuild it: python data_prep.py --base {args.base} --out NEW_FOLDER ...")
-    for split in ("train", "valid"):
-        if not cache.split(split):
-            raise UserError(f"{args.data} has no {split} utterances; give data_prep.py a corpus with some")
 
-    # 2. Model, optimiser, accelerator.
-    if args.precision is None:
-        args.precision = "no" if not torch.cuda.is_available() else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]}
-    accelerator = Accelerator(mixed_precision=args.precision)
-    if accelerator.num_processes > 1:
-        raise UserError(f"{accelerator.num_processes} processes: training runs in one; start it with python, not accelerate launch")
-    accelerate.utils.set_seed(args.seed)
-    flow_lm = build_flow_lm(config, weights if args.init == "base" else None)
-    if args.init == "scratch":
-        mean, std = latent_statistics(cache)
-        flow_lm.emb_mean.copy_(mean)
-        flow_lm.emb_std.copy_(std)
-    model = TrainableTTS(flow_lm)
-    print_parts(model)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    ema = EMA(model, args.ema)
-    tokenize = flow_lm.conditioner.tokenizer.encode
-    train, valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args) for split in ("train", "valid"))
-    longest = max(map(len, train.tokens))
+    # 2. Model and optimiser; the folder, new or to be continued.
+    training = Training(args, cache, config, weights, mimi)
+    training.start_or_resume({k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]})
+    print_parts(training.flow_lm)
+    limit = f"step {training.last_step}" + (f" or {args.max_hours} h" if args.max_hours else "")
+    print(f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch, to {limit}; {training.accelerator.device}, precision {args.precision}", flush=True)
 
-    # 3. New run or continuation.
-    checkpoints, progress_file = args.out / "checkpoints", args.out / "progress.jsonl"
-    checkpoint = resume(args, recipe)
-    step, spent, saved_step = 0, 0.0, None
-    if checkpoint:
-        state = load_checkpoint(checkpoint, model, optimizer, ema)
-        step, spent = state["step"], state["hours"]
-        saved_step = step
-        print(f"continuing at step {step}, {spent:.2f} h spent")
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "args.json", recipe)
-    if not checkpoint:
-        append_jsonl(progress_file, {"kind": "start", **provenance(), "device": str(accelerator.device), "precision": args.precision, "args": recipe})
-    steps_per_epoch = -(-len(train) // args.batch_size)
-    last_step = min(args.epochs * steps_per_epoch, args.max_steps or args.epochs * steps_per_epoch)
-    print(
-        f"{len(train)} utterances, {steps_per_epoch} steps an epoch, to step {last_step}"
-        + (f" or {args.max_hours} h" if args.max_hours else "")
-        + f", {args.precision} on {accelerator.device}",
-        flush=True,
-    )
+    # 3. Train.
+    stop = StopSignal()
+    if args.eval_every and training.step % args.eval_every == 0:
+        training.save_and_watch()  # the untrained model's score, or one that a crash cut off
+    while not training.finished() and not stop.received:
+        training.train_step()
+        if args.log_every and training.step % args.log_every == 0:
+            training.log()
+        if training.step % training.steps_per_epoch == 0 or (args.eval_every and training.step % args.eval_every == 0):
+            training.save_and_watch()
 
-    stop, clock = StopSignal(), time.monotonic()
-
-    def hours() -> float:
-        return spent + (time.monotonic() - clock) / 3600
-
-    def save_and_evaluate() -> None:
-        """Save first: what the evaluation or a sample might break, it cannot lose."""
-        nonlocal saved_step
-        if saved_step != step:
-            save_checkpoint(checkpoints, step, accelerator.unwrap_model(model), optimizer, ema, {"hours": hours()})
-            saved_step = step
-        progress = read_jsonl(progress_file)
-        due = args.eval_every and (step % args.eval_every == 0 or finished())
-        if due and not any(r["kind"] == "eval" and r["step"] == step for r in progress):
-            record = {"kind": "eval", "step": step, "hours": round(hours(), 4), **evaluate(model, ema, valid, args.batch_size)}
-            append_jsonl(progress_file, record)
-            progress.append(record)
-            print(f"step {step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
-            plot_loss(args.out / "loss.png", progress)
-        if args.sample_every and step and step % args.sample_every == 0:
-            speak_samples(args.out / "samples", step, config, flow_lm, ema, mimi, cache, longest)
-        best = best_checkpoint(checkpoints, progress)
-        prune(checkpoints, args.keep, best[0] if best else None)
-
-    def finished() -> bool:
-        return step >= last_step or bool(args.max_hours and hours() >= args.max_hours)
-
-    # 4. Train.
-    if step == 0 and args.eval_every:
-        save_and_evaluate()
-    model.train()
-    logged, logged_step, frames, averages = time.monotonic(), step, 0, {}
-    batches: Iterator[list[int]] = iter(())
-    epoch = 0
-    while not finished() and not stop.received:
-        if 1 + step // steps_per_epoch != epoch:
-            epoch = 1 + step // steps_per_epoch
-            batches = iter(train.order(epoch, args.batch_size)[step % steps_per_epoch :])
-        rows = [train.row(i, epoch) for i in next(batches)]
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps))
-        losses = model(rows, LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, step) else 0.0)
-        accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(model.parameters(), args.clip)
-        if not torch.isfinite(norm) and args.precision != "fp16":  # fp16's scaler skips such steps by itself
-            raise UserError(f"gradient not finite at step {step}; the last checkpoint is whole, continue it with a lower --lr in a new --out")
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(accelerator.unwrap_model(model), step)
-        step += 1
-
-        frames += sum(len(row.latents) for row in rows)
-        for name, value in {**losses, "grad_norm": norm}.items():
-            averages.setdefault(name, []).append(value.detach())
-        if args.log_every and step % args.log_every == 0:
-            seconds = time.monotonic() - logged
-            record = {"kind": "train", "step": step, "hours": round(hours(), 4), "lr": optimizer.param_groups[0]["lr"]}
-            record |= {k: round(torch.stack(v).mean().item(), 5) for k, v in averages.items()} | {"frames_per_sec": round(frames / seconds, 1)}
-            append_jsonl(progress_file, record)
-            left = (last_step - step) * seconds / (step - logged_step) / 3600
-            left = min(left, args.max_hours - hours()) if args.max_hours else left
-            print(
-                f"step {step}/{last_step} "
-                + " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec"))
-                + f" left {left * 60:.1f} min",
-                flush=True,
-            )
-            logged, logged_step, frames, averages = time.monotonic(), step, 0, {}
-        if step % steps_per_epoch == 0 or (args.eval_every and step % args.eval_every == 0):
-            save_and_evaluate()
-            model.train()
-
-    # 5. Save where it stopped; if it is done, export the best checkpoint.
-    save_and_evaluate()
-    if stop.received and not finished():
-        print(f"stopped at step {step}; the same command continues")
+    # 4. Save where it stopped; if it is done, export the best checkpoint.
+    training.save_and_watch()
+    if stop.received and not training.finished():
+        print(f"stopped at step {training.step}; the same command continues")
         raise SystemExit(128 + stop.received)
-    export(args, config, cache, weights, longest)
-
-
-def export(args: argparse.Namespace, config, cache: Cache, weights: dict[str, torch.Tensor], longest: int) -> None:
-    """bundle/ from the checkpoint with the lowest held-out flow error; from the last one if none was evaluated."""
-    checkpoints = args.out / "checkpoints"
-    best = best_checkpoint(checkpoints, read_jsonl(args.out / "progress.jsonl"))
-    path, score = best or (newest_checkpoint(checkpoints), None)
-    info_file = args.out / "bundle" / "bundle.json"
-    if info_file.exists() and json.loads(info_file.read_text(encoding="utf-8"))["checkpoint"] == path.name:
-        print(f"{args.out}/bundle holds {path.name} already; nothing to do")
-        return
-    state = {k: v for k, v in load_file(path / "ema.safetensors").items() if k.startswith("flow_lm.")}
-    state |= {k: v for k, v in weights.items() if k.startswith("mimi.")}
-    info = {
-        "checkpoint": path.name,
-        "chosen_by": "lowest held-out flow error (EMA weights)" if best else "last checkpoint; there was no evaluation",
-        "valid_flow_error": score,
-        "base": Path(args.base).name,
-        "corpus": cache.info["options"]["corpus"],
-        "hours": cache.info["hours"]["train"],
-        "max_tokens": longest,
-        "eos_threshold": config.default_eos_threshold,
-        **provenance(),
-    }
-    export_bundle(args.out / "bundle", config, state, cache.folder / "voice.wav", info)
-    print(f"bundle: {args.out}/bundle ({path.name}" + (f", held-out flow error {score:.3f})" if best else ")"))
+    update_hours(training.checkpoints, training.hours())
+    training.export()
 
 
 if __name__ == "__main__":

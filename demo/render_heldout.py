@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pocket_tts.modules.stateful_module import init_states  # noqa: E402
 
-from generate_sample import EosWatch, load_bundle, speak  # noqa: E402
 from pocket_arabic.audio import read_audio, write_wav  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
+from pocket_arabic.speech import EosWatch, load_bundle, speak  # noqa: E402
 
 
 @torch.no_grad()

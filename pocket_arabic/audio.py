@@ -32,21 +32,16 @@ def read_audio(path: Path, rate: int) -> np.ndarray:
     return samples
 
 
-def trim_silence(samples: np.ndarray, rate: int, floor_db: float, head_sec: float, tail_sec: float) -> np.ndarray:
-    """Cut silence from both ends of [samples], keeping `head_sec` and `tail_sec` of it.
-
-    Silence is every 20 ms frame more than `floor_db` below the loudest one. Raises AudioError if nothing is louder
-    than -60 dBFS.
-    """
+def speech_bounds(samples: np.ndarray, rate: int, floor_db: float) -> tuple[int, int]:
+    """First and last+1 sample of speech in [samples]: what lies between the 20 ms frames less than `floor_db` below the
+    loudest one. Raises AudioError if nothing is louder than -60 dBFS."""
     frame = rate // 50
     frames = np.pad(samples, (0, -len(samples) % frame)).reshape(-1, frame)
     level = 10 * np.log10(np.square(frames).mean(1) + 1e-12)
     if level.max() < -60:
         raise AudioError("audio silent")
     loud = np.flatnonzero(level > level.max() - floor_db)
-    start = max(0, loud[0] * frame - int(head_sec * rate))
-    end = min(len(samples), (loud[-1] + 1) * frame + int(tail_sec * rate))
-    return samples[start:end]
+    return int(loud[0]) * frame, min(len(samples), (int(loud[-1]) + 1) * frame)
 
 
 def write_wav(path: Path, samples: np.ndarray | torch.Tensor, rate: int) -> None:

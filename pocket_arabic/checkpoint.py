@@ -11,7 +11,6 @@ from pocket_tts.utils.config import Config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pocket_arabic import text
 from pocket_arabic.run import UserError, atomic_write, write_json
 
 
@@ -29,7 +28,7 @@ class EMA:
             self.shadow[name].lerp_(value, 1 - decay)
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, state: dict) -> Path:
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:
     """Write checkpoints/step_NNNNNN whole or not at all; `state` (step, hours) goes into state.json."""
     final = folder / f"step_{step:06d}"
     tmp = folder / f".step_{step:06d}.tmp"
@@ -37,28 +36,36 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     tmp.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
     save_file({k: v.contiguous() for k, v in ema.shadow.items()}, tmp / "ema.safetensors")
-    torch.save(optimizer.state_dict(), tmp / "optimizer.pt")
+    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizer.pt")
     write_json(tmp / "state.json", {"step": step, **state})
     for file in tmp.iterdir():
         with open(file, "rb") as f:
             os.fsync(f.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    assert not final.exists(), final
     os.replace(tmp, final)
-    return final
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> dict:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, scaler: torch.amp.GradScaler | None) -> dict:
     """Put everything back in place, strictly; returns state.json."""
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     shadow = load_file(path / "ema.safetensors")
     assert shadow.keys() == ema.shadow.keys(), shadow.keys() ^ ema.shadow.keys()
     ema.shadow = {k: v.to(ema.shadow[k].device) for k, v in shadow.items()}
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+    saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    if scaler:
+        scaler.load_state_dict(saved["scaler"])
     return json.loads((path / "state.json").read_text())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_*"), default=None)
+
+
+def update_hours(folder: Path, hours: float) -> None:
+    """Note the time a finished run took to its end, evaluation included, so that it stays finished under --max-hours."""
+    state = newest_checkpoint(folder) / "state.json"
+    write_json(state, json.loads(state.read_text()) | {"hours": hours})
 
 
 def best_checkpoint(folder: Path, progress: list[dict]) -> tuple[Path, float] | None:
@@ -104,17 +111,13 @@ def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], 
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
-    config = config.model_copy(deep=True)
+    config = config.model_copy(deep=True)  # of an `arabic_config`
     tokenizer = Path(config.flow_lm.lookup_table.tokenizer_path)
     shutil.copyfile(tokenizer, tmp / f"tokenizer{tokenizer.suffix}")
     shutil.copyfile(voice, tmp / "voice.wav")
     config.flow_lm.lookup_table.tokenizer_path = f"tokenizer{tokenizer.suffix}"
     config.flow_lm.weights_path = config.mimi.weights_path = config.weights_path_without_voice_cloning = None
     config.weights_path = "model.safetensors"
-    config.capitalize_first_letter = False  # "salAm" is not "SalAm": س would become ص
-    config.append_terminal_punctuation = True
-    config.remove_semicolons = False
-    config.replace_characters = text.replace_characters()
     with atomic_write(tmp / "arabic.yaml") as file:
         file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False), encoding="utf-8")
     save_file({k: v.contiguous() for k, v in state.items()}, tmp / "model.safetensors")

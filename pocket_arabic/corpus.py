@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def open_corpus(name: str) -> Corpus:
         raise UserError(f"--corpus {name}: no metadata.csv in it; write one with the columns file_name,text (audio paths relative to the folder)")
     raw = metadata.read_bytes()
     try:
-        rows = list(csv.DictReader(raw.decode("utf-8-sig").splitlines()))
+        rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
     except UnicodeDecodeError as error:
         raise UserError(f"{metadata}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     missing = {"file_name", "text"} - set(rows[0] if rows else ())
@@ -50,7 +51,7 @@ def open_corpus(name: str) -> Corpus:
     repeated = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
     if repeated is not None:
         raise UserError(f"{metadata}: {repeated} stands twice; every file_name must be its own utterance")
-    splits = [row.get("split") for row in rows] if "split" in rows[0] else _hash_split(ids)
+    splits = [row["split"] or "" for row in rows] if "split" in rows[0] else _hash_split(ids)
     unknown = next((s for s in splits if s not in SPLITS), None) if "split" in rows[0] else None
     if unknown is not None:
         raise UserError(f'{metadata}: split "{unknown}"; use {", ".join(SPLITS)}')

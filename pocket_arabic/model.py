@@ -22,9 +22,12 @@ from pocket_tts.modules.text_conditioner import JsonTokenizer, Tokenizer, build_
 from pocket_tts.utils.config import CONFIGS_DIR, Config
 from pocket_tts.utils.utils import download_if_necessary
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from pocket_arabic import text
+from pocket_arabic.cache import LATENT_DIM
 from pocket_arabic.run import ROOT, UserError
 
 GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log in: hf auth login"
@@ -63,8 +66,41 @@ def load_config(base: str) -> Config:
     config.weights_path = absolute(config.weights_path)
     config.flow_lm.weights_path = absolute(config.flow_lm.weights_path)
     config.mimi.weights_path = absolute(config.mimi.weights_path)
-    config.flow_lm.lookup_table.tokenizer_path = absolute(config.flow_lm.lookup_table.tokenizer_path)
+    config.flow_lm.lookup_table.tokenizer_path = str(fetch(absolute(config.flow_lm.lookup_table.tokenizer_path)))
+    if config.flow_lm.flow.type != "lsd" or config.mimi.quantizer.dimension != LATENT_DIM:
+        raise UserError(
+            f"base {base}: its head is {config.flow_lm.flow.type} on {config.mimi.quantizer.dimension} dimensions; this trains lsd on {LATENT_DIM}, for example english"
+        )
     return config
+
+
+def arabic_config(config: Config) -> Config:
+    """The config of a model that reads Arabic script in stock tools: the whole romanisation as `replace_characters`."""
+    config = config.model_copy(deep=True)
+    config.capitalize_first_letter = False  # "salAm" is not "SalAm": س would become ص
+    config.append_terminal_punctuation = True
+    config.remove_semicolons = False
+    config.replace_characters = text.replace_characters()
+    return config
+
+
+def fetch(location: str) -> Path:
+    """A local path, or a file of a hub or web address, downloaded once. Raises UserError."""
+    try:
+        return download_if_necessary(location)
+    except GatedRepoError:
+        raise UserError(f"{location} is gated: {GATED}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"cannot get {location} ({type(error).__name__}); check the network, and the login: {GATED}") from None
+
+
+def load_strict(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> None:
+    """Load the tensors named `prefix`*, all of the module's and no other. Raises UserError."""
+    try:
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"the base's weights do not fit its config ({detail}); give weights and config of one model") from None
 
 
 def load_weights(config: Config) -> dict[str, torch.Tensor]:
@@ -74,11 +110,9 @@ def load_weights(config: Config) -> dict[str, torch.Tensor]:
     for location in (config.weights_path, config.flow_lm.weights_path, config.mimi.weights_path):
         if location:
             try:
-                state |= load_file(download_if_necessary(location))
-            except GatedRepoError:
-                raise UserError(f"{location} is gated: {GATED}") from None
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                raise UserError(f"cannot get {location} ({type(error).__name__}); check the network, and the login: {GATED}") from None
+                state |= load_file(fetch(location))
+            except SafetensorError as error:
+                raise UserError(f"{location}: not a whole safetensors file ({error}); restore or download it again") from None
     if not any(k.startswith("mimi.") for k in state):
         raise UserError("the base has no codec weights: its config must name weights_path or mimi.weights_path")
     return state
@@ -87,7 +121,7 @@ def load_weights(config: Config) -> dict[str, torch.Tensor]:
 def load_mimi(config: Config, weights: dict[str, torch.Tensor]) -> MimiModel:
     """The base's own codec, frozen. Raises UserError for an encoder of zeros (the weights without voice cloning)."""
     mimi = build_mimi(config.mimi)
-    mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in weights.items() if k.startswith("mimi.")}, strict=True)
+    load_strict(mimi, weights, "mimi.")
     if all(not v.any() for v in mimi.encoder.state_dict().values()):
         raise UserError(f"the base's codec encoder is all zeros (weights without voice cloning), so it would cache silence; {GATED}")
     return mimi.eval().requires_grad_(False)
@@ -109,10 +143,9 @@ def build_flow_lm(config: Config, weights: dict[str, torch.Tensor] | None) -> Fl
     # The wheel creates this one when it loads weights. Scale of a linear layer with 32 inputs.
     flow_lm.speaker_proj_weight = nn.Parameter(torch.randn(width, config.mimi.inner_dim or config.mimi.seanet.dimension) * 32**-0.5)
     if weights is not None:
-        own = {k.removeprefix("flow_lm."): v for k, v in weights.items() if k.startswith("flow_lm.")}
-        if not own:
+        if not any(k.startswith("flow_lm.") for k in weights):
             raise UserError("the base has a codec but no FlowLM weights, so there is nothing to start from; train with --init scratch")
-        flow_lm.load_state_dict(own, strict=True)
+        load_strict(flow_lm, weights, "flow_lm.")
     else:
         with torch.no_grad():
             # adaLN-zero (DiT, arXiv 2212.09748): blocks start as identity and the head's first output is zero.
@@ -150,9 +183,9 @@ def load_tokenizer(config: Config) -> Tokenizer:
     return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
 
 
-def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The tokenizer's pieces of `text`, as written in its vocabulary."""
-    ids = tokenizer.encode(text)
+def pieces(tokenizer: Tokenizer, text_model: str) -> list[str]:
+    """The tokenizer's pieces of a text, as written in its vocabulary."""
+    ids = tokenizer.encode(text_model)
     if isinstance(tokenizer, JsonTokenizer):
         return [tokenizer.tokenizer.id_to_token(i) for i in ids]
     return [tokenizer.sp.id_to_piece(i) for i in ids]

@@ -60,7 +60,8 @@ def read_jsonl(path: Path) -> list[dict]:
     """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    # Not splitlines(): JSON leaves U+2028 and its like raw inside strings.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def append_jsonl(path: Path, record: dict) -> None:
@@ -76,10 +77,13 @@ def differences(old: dict, new: dict) -> str:
 
 def provenance() -> dict:
     """Commit and versions, for the first record of a run and for bundle.json."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     packages = ("pocket-tts", "torch", "accelerate", "numpy")
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
         "packages": {p: version(p) for p in packages},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -64,7 +64,7 @@ def normalise(text: str) -> str:
         raise TextError("the text has no Arabic letter")
     orphan = re.search(f"(?:^|[^{LETTERS}{MARKS}])([{MARKS}])", text)
     if orphan:
-        raise TextError(f"{_describe(orphan[1], raw)} stands without a letter before it")
+        raise TextError(f'"{orphan[1]}" ({unicodedata.name(orphan[1])}) stands without a letter before it, in "{text[: orphan.end()][-20:]}"')
     return text
 
 

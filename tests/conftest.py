@@ -33,7 +33,7 @@ TEXTS = [
 
 def run(script: str, *args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """Run one of the scripts in a shell of its own, in `cwd`."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run([sys.executable, ROOT / script, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
 
 
@@ -112,4 +112,4 @@ def finished_run(cache, tmp_path_factory) -> Path:
     return folder
 
 
-TRAIN = ["--init", "scratch", "--batch-size", 3, "--lr", "1e-3", "--warmup-steps", 2, "--eval-every", 2, "--sample-every", 4, "--log-every", 1, "--epochs", 9]
+TRAIN = ["--init", "scratch", "--weight-decay", 0, "--batch-size", 3, "--lr", "1e-3", "--warmup-steps", 2, "--eval-every", 2, "--sample-every", 4, "--log-every", 1, "--epochs", 9]
