@@ -19,7 +19,7 @@ help:  ## this list
 
 demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare, train, speak (under 20 minutes on 2 cores)
 	$(BIN)/python data_prep.py --corpus demo
-	$(BIN)/python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.23
+	$(BIN)/python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.25
 	$(BIN)/python generate_sample.py --model runs/demo --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out runs/demo/demo.wav
 	@echo "listen: runs/demo/demo.wav (aplay runs/demo/demo.wav, or any player)"
 

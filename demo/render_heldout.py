@@ -6,23 +6,27 @@ Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, e
         which any recogniser can score, and OUT/heldout.json: duration ratios, EOS, real-time factor, scores.
 
     python demo/render_heldout.py
-    python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list"
+    python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list" --samples samples
 
 The scorer is any command that takes a pairs.jsonl and prints a JSON summary as its last line. --stock N also speaks the
-first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder.
+first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder. --samples DIR
+renews the evidence there: wavs and spectrograms of one sentence, heldout.json, and the run's loss.png and progress.jsonl.
 """
 
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +38,8 @@ from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, load_bundle, speak  # noqa: E402
+
+matplotlib.use("Agg")
 
 
 @torch.no_grad()
@@ -51,6 +57,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("runs/heldout"))
     p.add_argument("--seed", type=int, default=0, help="fixes the latent noise and the speech")
     p.add_argument("--stock", type=int, default=0, help="sentences to speak with the stock command line too")
+    p.add_argument("--samples", type=Path, help="folder whose evidence to renew")
     p.add_argument("--scorer", help="command that scores a pairs.jsonl")
     args = p.parse_args()
     cache, bundle = Cache(args.data), find_bundle(args.model)
@@ -104,7 +111,31 @@ def main() -> None:
             scored = subprocess.run([*shlex.split(args.scorer), str(listing)], capture_output=True, text=True, check=True)
             report["scores"][kind] = json.loads(scored.stdout.splitlines()[-1])
     write_json(args.out / "heldout.json", report)
+    if args.samples:
+        renew_samples(args.samples, args.out, args.model, next(iter(ratios)), model.sample_rate)
     print(json.dumps({k: v for k, v in report.items() if k != "duration_ratios"}, indent=1))
+
+
+def renew_samples(samples: Path, rendered: Path, run: Path, sentence: str, rate: int) -> None:
+    """Copy one held-out sentence and the figures, and draw its spectrograms."""
+    samples.mkdir(exist_ok=True)
+    shutil.copyfile(rendered / "heldout.json", samples / "heldout.json")
+    for name in ("loss.png", "progress.jsonl"):
+        shutil.copyfile(run / name, samples / name)
+    names = {"original": "reference", "codec": "codec_roundtrip", "generated": "generated_arabic"}
+    audio = {}
+    for kind, name in names.items():
+        shutil.copyfile(rendered / kind / f"{sentence}.wav", samples / f"{name}.wav")
+        audio[kind] = read_audio(samples / f"{name}.wav", rate)[: 3 * rate]
+    for name, kinds in (("codec_roundtrip", ("original", "codec")), ("generated_arabic", ("original", "generated"))):
+        figure, axes = plt.subplots(len(kinds), 1, figsize=(11, 6), layout="constrained", sharex=True)
+        for axis, kind in zip(axes, kinds):
+            # 43 ms windows resolve harmonics about 100 Hz apart.
+            axis.specgram(audio[kind], NFFT=1024, noverlap=896, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
+            axis.set(title=kind, ylim=(0, 5000), ylabel="Hz")
+        axes[-1].set_xlabel("seconds")
+        figure.savefig(samples / f"{name}.png", dpi=80)
+        plt.close(figure)
 
 
 def stock_speech(bundle: Path, text: str, rate: int) -> np.ndarray:
