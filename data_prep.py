@@ -6,7 +6,7 @@ Reads   --corpus: `demo` (the embedded corpus) or a folder with metadata.csv (fi
 Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), rejects.jsonl (id,
         reason), voice.wav (a reference prompt), stats.json, and last cache.json, which makes the cache whole.
 
-    python data_prep.py --corpus demo                                 # the embedded corpus, 2 minutes on 2 cores
+    python data_prep.py --corpus demo                                 # the embedded corpus, a minute on 2 cores
     python data_prep.py --corpus my_recordings --base english         # your folder, the released English base
     python data_prep.py --corpus demo --limit 20 --out data/small     # a quick look
 

@@ -221,7 +221,7 @@ def plot_loss(path: Path, progress: list[dict]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
     for axis, name, title in zip(axes, ("flow_error", "distill_error", "eos"), ("diagonal flow error", "distillation error", "EOS cross-entropy")):
         for label, records, key in (("train", train, name), ("held out (EMA)", valid, f"valid_{name}")):
-            points = [(r["step"], r[key]) for r in records if key in r]
+            points = [(r["step"], r[key]) for r in records if r.get(key, 0) > 0]
             if points:
                 axis.plot(*zip(*points), label=label, lw=1, marker="." if records is valid else None)
         axis.set(title=title, xlabel="step", yscale="log")
