@@ -43,7 +43,7 @@ matplotlib.use("Agg")
 
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "log_every", "eval_every", "sample_every", "keep"}
-DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (FACTS of kyutai-labs/pocket-tts training)
+DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (kyutai-labs/pocket-tts training)
 ROW, ORDER, DISTIL = range(3)  # separate streams of random numbers under one --seed
 EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
 
