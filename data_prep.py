@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--corpus", required=True, help="demo, or a folder with metadata.csv")
     g.add_argument("--base", help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
     g.add_argument("--out", type=Path, help="the cache's folder; default data/NAME after the corpus")
+    g.add_argument("--romanized", action="store_true", help="the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is")
     g.add_argument("--limit", type=int, help="use only the first N utterances")
     g = p.add_argument_group("audio")
     g.add_argument("--min-sec", type=float, default=1.0, help="reject shorter utterances, in seconds after trimming")
@@ -69,6 +70,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def utterance_text(text: str, tokenizer, romanized: bool) -> tuple[str, str]:
+    """Text as given -> (text_norm, text_model). Raises TextError."""
+    if not romanized:
+        return arabic.model_text(text)
+    text = " ".join(text.split())
+    if not text or tokenizer.decode(tokenizer.encode(text)) != text:
+        raise arabic.TextError("the tokenizer cannot spell this text" if text else "no text")
+    return text, text
+
+
 def utterance_audio(utterance: Utterance, args: argparse.Namespace, rate: int) -> tuple[np.ndarray, float]:
     """Read, resample and trim -> [samples] at `rate`, and the second at which speech ends. Raises AudioError."""
     samples = read_audio(utterance.audio, rate)
@@ -90,7 +101,7 @@ def encode(mimi, samples: np.ndarray, device: str) -> np.ndarray:
     return mimi.encode_to_latent(torch.from_numpy(samples).to(device)[None, None])[0].float().cpu().numpy()
 
 
-def prepare(corpus: Corpus, writer: CacheWriter, mimi, args: argparse.Namespace) -> None:
+def prepare(corpus: Corpus, writer: CacheWriter, tokenizer, mimi, args: argparse.Namespace) -> None:
     """Append every utterance of the corpus to the cache, or its reject, continuing after those already there."""
     rate, done = mimi.sample_rate, writer.done_ids()
     nearest = min((abs(r["duration_sec"] - PROMPT_SEC) for r in writer.rows if r["split"] == "train"), default=np.inf)
@@ -101,7 +112,7 @@ def prepare(corpus: Corpus, writer: CacheWriter, mimi, args: argparse.Namespace)
         if utterance.id in done:
             continue
         try:
-            text_norm, text_model = arabic.model_text(utterance.text)
+            text_norm, text_model = utterance_text(utterance.text, tokenizer, args.romanized)
             samples, speech_end = utterance_audio(utterance, args, rate)
             latents = encode(mimi, samples, args.device)
             if np.ptp(latents, axis=0).max() < 1e-6:
@@ -174,7 +185,7 @@ def main() -> None:
         return
 
     # 3. Encode.
-    prepare(corpus, writer, mimi.to(args.device), args)
+    prepare(corpus, writer, tokenizer, mimi.to(args.device), args)
 
     # 4. Finish: statistics, then the cache as a whole.
     stats = statistics(writer, tokenizer, symbols)

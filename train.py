@@ -10,12 +10,13 @@ Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and eval
     python train.py --data data/my_recordings                                             # fine-tune the base, one GPU
     python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
 
-The same command again continues; so does a longer --max-steps, --epochs or --max-hours. Ctrl-C and SIGTERM save first.
+The same command again continues; so does a longer --max-hours and, with a constant rate, --max-steps or --epochs. Ctrl-C and SIGTERM save first.
 """
 
 import argparse
 import copy
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ from pocket_arabic import __version__
 from pocket_arabic.audio import write_wav
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint, update_hours
-from pocket_arabic.model import LSD, Row, TrainableTTS, arabic_config, build_flow_lm, draw_row, encoder_hash, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.model import LSD, Row, TrainableTTS, arabic_config, build_flow_lm, draw_prefix, draw_row, encoder_hash, load_config, load_mimi, load_weights, tts_model
 from pocket_arabic.run import StopSignal, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, use_all_cores, write_json
 from pocket_arabic.speech import speak
 
@@ -62,34 +63,43 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--max-hours", type=float, help="hours of wall clock, over all continuations")
     g = p.add_argument_group("recipe")
     g.add_argument("--batch-size", type=int, default=64, help="utterances a step")
-    g.add_argument("--lr", type=float, default=4e-5, help="AdamW learning rate after warm-up, constant (the wheel's small-data recipe); 2e-4 to 1.2e-3 from scratch")
+    g.add_argument("--lr", type=float, default=4e-5, help="largest AdamW learning rate (the wheel's small-data recipe); 2e-4 to 1.2e-3 from scratch")
+    g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step")
     g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
     g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW weight decay")
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights, which are evaluated and exported")
     g.add_argument("--draws", type=int, default=4, help="noise and time draws per audio frame; 1 never reaches good quality upstream")
+    g.add_argument("--distill-draws", type=int, default=4, help="the same for the distillation term, whose draws cost three times as much")
     g.add_argument("--text-dropout", type=float, default=0.2, help="share of rows trained without their text")
     g.add_argument("--voice-dropout", type=float, default=0.5, help="share of rows trained without a voice prompt")
     g.add_argument("--seed", type=int, default=0, help="fixes initial weights, order, prompts and noise")
     g = p.add_argument_group("machine")
-    g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="of the transformer; default bf16 on a GPU that has it, fp16 on other GPUs, no (fp32) on CPU")
+    g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
     g = p.add_argument_group("watching")
     g.add_argument("--log-every", type=int, default=20, help="steps between printed lines; 0 is off")
     g.add_argument(
         "--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
     )
-    g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples; 0 is off")
+    g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
     g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
     args = p.parse_args()
     args.out = args.out or Path("runs") / args.data.resolve().name
     if args.precision is None:
-        args.precision = "no" if not torch.cuda.is_available() else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        args.precision = default_precision()
     check_args(args)
     return args
 
 
+def default_precision() -> str:
+    """bf16 emulated is slower than what it replaces: 11 times on GPUs before Ampere (kyutai-labs/pocket-tts)."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
 def check_args(args: argparse.Namespace) -> None:
-    for name in ("epochs", "max_steps", "max_hours", "batch_size", "lr", "draws", "keep"):
+    for name in ("epochs", "max_steps", "max_hours", "batch_size", "lr", "draws", "distill_draws", "keep"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
@@ -125,24 +135,25 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def row(self, index: int, epoch: int) -> Row:
+    def prefix(self, index: int, epoch: int) -> tuple[np.random.Generator, list[int], np.ndarray]:
+        """The row's generator after its first draws, and what they chose: text tokens and voice prompt."""
         rng = np.random.default_rng([ROW, self.args.seed, epoch, index])
         row = self.rows[index]
         others = self.by_speaker[row["speaker"]]
         prompt = others[rng.integers(len(others))]
         while prompt["id"] == row["id"]:  # a prompt cut from the target itself leaks it
             prompt = others[rng.integers(len(others))]
-        evaluating = epoch == EVAL_EPOCH
-        return draw_row(
-            rng,
-            self.cache.row_latents(row),
-            self.tokens[index],
-            self.prompt_latents(prompt),
-            self.frame_rate,
-            self.args.draws,
-            0.0 if evaluating else self.args.text_dropout,
-            0.0 if evaluating else self.args.voice_dropout,
-        )
+        dropout = (0.0, 0.0) if epoch == EVAL_EPOCH else (self.args.text_dropout, self.args.voice_dropout)
+        return rng, *draw_prefix(rng, self.tokens[index], self.prompt_latents(prompt), self.frame_rate, *dropout)
+
+    def row(self, index: int, epoch: int) -> Row:
+        rng, tokens, prompt = self.prefix(index, epoch)
+        return draw_row(rng, self.cache.row_latents(self.rows[index]), tokens, prompt, (self.args.draws, self.args.distill_draws))
+
+    def length(self, index: int, epoch: int) -> int:
+        """Positions of the row, but for the two or three that every row has."""
+        _, tokens, prompt = self.prefix(index, epoch)
+        return len(tokens) + len(prompt) + self.rows[index]["num_frames"]
 
     def prompt_latents(self, row: dict) -> np.ndarray:
         """[V, 32] up to 80 ms after the last word, where the wheel ends a voice prompt too (its `end_on_pause`)."""
@@ -150,13 +161,13 @@ class Rows:
 
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
-        of like length, then the batches shuffled."""
+        of like length (padding: 3 % of positions), then the batches shuffled."""
         rng = np.random.default_rng([ORDER, self.args.seed, epoch])
         indices = rng.permutation(len(self.rows))
         pool = 16 * batch_size
         batches = []
         for start in range(0, len(indices), pool):
-            block = sorted(indices[start : start + pool], key=lambda i: self.rows[i]["num_frames"])
+            block = sorted(indices[start : start + pool], key=lambda i: self.length(int(i), epoch))
             batches += [[int(i) for i in block[b : b + batch_size]] for b in range(0, len(block), batch_size)]
         rng.shuffle(batches)
         return batches
@@ -174,6 +185,15 @@ def latent_statistics(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
 def distils(seed: int, step: int) -> bool:
     """Whether this step computes the distillation term; the same on every process."""
     return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
+
+
+def learning_rate(args: argparse.Namespace, step: int, last_step: int) -> float:
+    """Of the update that follows `step` updates."""
+    rate = args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps))
+    if args.schedule == "cosine" and step >= args.warmup_steps:
+        done = (step - args.warmup_steps) / max(1, last_step - args.warmup_steps)
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    return rate
 
 
 def print_parts(flow_lm: FlowLMModel) -> None:
@@ -226,7 +246,8 @@ def plot_loss(path: Path, progress: list[dict]) -> None:
                 axis.plot(*zip(*points), label=label, lw=1, marker="." if records is valid else None)
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     with atomic_write(path) as tmp:
         figure.savefig(tmp, dpi=110)
     plt.close(figure)
@@ -272,7 +293,9 @@ class Training:
         out = self.args.out
         if (out / "args.json").exists():
             old = json.loads((out / "args.json").read_text(encoding="utf-8"))
-            changed = differences({k: v for k, v in old.items() if k not in FREE}, {k: v for k, v in recipe.items() if k not in FREE})
+            # A cosine is a function of the last step, so that one stays.
+            free = FREE - {"epochs", "max_steps"} if self.args.schedule == "cosine" else FREE
+            changed = differences({k: v for k, v in old.items() if k not in free}, {k: v for k, v in recipe.items() if k not in free})
             if changed:
                 raise UserError(f"{out} was trained with another recipe ({changed}); give another --out, or the same options")
         out.mkdir(parents=True, exist_ok=True)
@@ -299,7 +322,7 @@ class Training:
             self.batches = iter(self.train.order(epoch, args.batch_size)[self.step % self.steps_per_epoch :])
         rows = [self.train.row(i, epoch) for i in next(self.batches)]
         for group in self.optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (self.step + 1) / max(1, args.warmup_steps))
+            group["lr"] = learning_rate(args, self.step, self.last_step)
         losses = self.model(rows, LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, self.step) else 0.0)
         self.accelerator.backward(losses["loss"])
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.clip)
@@ -350,7 +373,8 @@ class Training:
         if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
             self.evaluate()
         sample = args.out / "samples" / f"step_{self.step:06d}"
-        if args.sample_every and self.step and self.step % args.sample_every == 0 and not sample.with_name(sample.name + "_0.wav").exists():
+        due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init == "base")
+        if due and not sample.with_name(sample.name + "_0.wav").exists():
             speak_samples(sample, self.config, self.flow_lm, self.ema, self.mimi, self.cache, self.longest)
         best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
         prune(self.checkpoints, args.keep, best[0] if best else None)
@@ -402,8 +426,7 @@ def main() -> None:
 
     # 3. Train.
     stop = StopSignal()
-    if args.eval_every and training.step % args.eval_every == 0:
-        training.save_and_watch()  # the untrained model's score, or one that a crash cut off
+    training.save_and_watch()  # the score before the first step, or one that a crash cut off
     while not training.finished() and not stop.received:
         training.train_step()
         if args.log_every and training.step % args.log_every == 0:

@@ -1,10 +1,11 @@
 """A base -> a trainable model: loading, rows, the objective.
 
 Shapes: B rows, T audio frames (80 ms each), C = 32 latent dimensions, D model width, L text tokens, V prompt frames,
-K draws per position, N valid positions of a batch (the sum of its rows' frames).
+K draws per position (K' for the distillation term), N valid positions of a batch (the sum of its rows' frames).
 """
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pocket_arabic import text
 from pocket_arabic.cache import LATENT_DIM
@@ -208,22 +210,22 @@ def audit(tokenizer: Tokenizer, symbols: str) -> dict[str, dict]:
 
 @dataclass
 class Row:
-    """One utterance with every random choice made: a pure function of (seed, epoch, utterance), see `draw_row`."""
+    """One utterance with every random choice made: a pure function of (seed, epoch, utterance), see `draw_prefix` and `draw_row`."""
 
     latents: torch.Tensor  # [T, C], raw
     tokens: torch.Tensor  # [L] int64, empty if the text is dropped
     prompt: torch.Tensor  # [V, C] raw latents of another utterance, empty if the voice is dropped
     noise: torch.Tensor  # [K, T, C] for the diagonal term
     time_logits: torch.Tensor  # [K, T, 1]
-    distill_noise: torch.Tensor  # [K, T, C] for the distillation term
-    distill_time_logits: torch.Tensor  # [K, T, 2]
+    distill_noise: torch.Tensor  # [K', T, C] for the distillation term
+    distill_time_logits: torch.Tensor  # [K', T, 2]
 
 
-def draw_row(rng: np.random.Generator, latents: np.ndarray, tokens: list[int], prompt: np.ndarray, frame_rate: float, draws: int, text_dropout: float, voice_dropout: float) -> Row:
-    """All of a row's randomness, drawn in a fixed order from `rng`.
+def draw_prefix(rng: np.random.Generator, tokens: list[int], prompt: np.ndarray, frame_rate: float, text_dropout: float, voice_dropout: float) -> tuple[list[int], np.ndarray]:
+    """What stands before the audio in this row: the text and the voice prompt, either of them dropped with its share.
 
-    `prompt`: latents of another utterance of the speaker. Its first 10 s are used; three in ten are cropped to 2.5 s or
-    more at a random place (kyutai-labs/pocket-tts, `small_voices_finetune`).
+    `prompt`: latents [V, C] of another utterance of the speaker. Its first 10 s are used; three in ten are cropped to
+    2.5 s or more at a random place (kyutai-labs/pocket-tts, `small_voices_finetune`).
     """
     keep_text, keep_voice = rng.random(2) >= (text_dropout, voice_dropout)
     prompt = prompt[: int(10 * frame_rate)]
@@ -233,19 +235,24 @@ def draw_row(rng: np.random.Generator, latents: np.ndarray, tokens: list[int], p
         size = shortest + int(length * (len(prompt) - shortest + 1))
         start = int(place * (len(prompt) - size + 1))
         prompt = prompt[start : start + size]
+    return tokens if keep_text else [], prompt if keep_voice else prompt[:0]
+
+
+def draw_row(rng: np.random.Generator, latents: np.ndarray, tokens: list[int], prompt: np.ndarray, draws: tuple[int, int]) -> Row:
+    """A row with its noise and times; `draws` are K and K'."""
     num_frames, dims = latents.shape
 
-    def normal(width: int) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal((draws, num_frames, width), dtype=np.float32))
+    def normal(count: int, width: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal((count, num_frames, width), dtype=np.float32))
 
     return Row(
         latents=torch.from_numpy(np.array(latents)),
-        tokens=torch.tensor(tokens if keep_text else [], dtype=torch.int64),
-        prompt=torch.from_numpy(np.array(prompt if keep_voice else prompt[:0])),
-        noise=normal(dims),
-        time_logits=normal(1),
-        distill_noise=normal(dims),
-        distill_time_logits=normal(2),
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        prompt=torch.from_numpy(np.array(prompt)),
+        noise=normal(draws[0], dims),
+        time_logits=normal(draws[0], 1),
+        distill_noise=normal(draws[1], dims),
+        distill_time_logits=normal(draws[1], 2),
     )
 
 
@@ -274,12 +281,12 @@ class LSD(nn.Module):
         return torch.sigmoid(logits * self.TIME_STD + self.TIME_MEAN).sort(-1)[0]
 
     def weighted(self, error: torch.Tensor, s: torch.Tensor, t: torch.Tensor, dims: int) -> torch.Tensor:
-        w = self.weighting(torch.cat([s, t], -1)).squeeze(-1)
+        w = self.weighting(torch.cat([s, t], -1)).squeeze(-1).to(error.dtype)
         return error * w.exp() / dims - w
 
     def diagonal(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z [M, D], x and e [M, C], t [M, 1] -> (weighted loss [M], squared error [M])."""
-        error = (head(z, t, t, t * x + (1 - t) * e) - (x - e)).square().sum(-1)
+        error = (head(z, t, t, t * x + (1 - t) * e).to(x.dtype) - (x - e)).square().sum(-1)
         return self.weighted(error, t, t, x.shape[-1]), error
 
     def distillation(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,7 +332,9 @@ class TrainableTTS(nn.Module):
             audio = lm.input_linear(torch.cat([lm.bos_emb[None], frames]))
             inputs.append(torch.cat([*(p.to(audio.dtype) for p in prefix), audio]))
             prefixes.append(len(inputs[-1]) - len(audio))
-        z = lm.transformer(nn.utils.rnn.pad_sequence(inputs, batch_first=True), None)
+        # On a CPU the backward pass of fused attention takes 1.2 (fp32) to 2.6 times (bf16) as long as plain matrix products.
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            z = lm.transformer(nn.utils.rnn.pad_sequence(inputs, batch_first=True), None)
         z = lm.out_norm(z)
         if lm.z_proj is not None:
             z = lm.z_proj(z)
@@ -338,26 +347,26 @@ class TrainableTTS(nn.Module):
         """
         z = self.backbone(rows)
         device = z[0].device
-        # The head and the losses stay in fp32: a bf16 time derivative is mostly rounding.
-        with torch.autocast(device.type, enabled=False):
-            z = [v.float() for v in z]
-            logits = torch.cat([self.flow_lm.out_eos(v).squeeze(-1) for v in z])
-            ends = torch.cat([F.pad(torch.zeros(len(row.latents), device=device), (0, 1), value=1.0) for row in rows])
-            eos = F.binary_cross_entropy_with_logits(logits, ends)
+        logits = torch.cat([self.flow_lm.out_eos(v).squeeze(-1) for v in z])
+        ends = torch.cat([F.pad(torch.zeros(len(row.latents), device=device), (0, 1), value=1.0) for row in rows])
+        eos = F.binary_cross_entropy_with_logits(logits.float(), ends)
 
-            def flat(name: str) -> torch.Tensor:  # [K, N, width] -> [K * N, width]
-                return torch.cat([getattr(row, name) for row in rows], 1).to(device).flatten(0, 1)
+        def flat(name: str) -> torch.Tensor:  # [K, N, width] -> [K * N, width]
+            return torch.cat([getattr(row, name) for row in rows], 1).to(device).flatten(0, 1)
 
-            draws = len(rows[0].noise)
-            x = (torch.cat([row.latents for row in rows]).to(device) - self.flow_lm.emb_mean) / self.flow_lm.emb_std
-            x, condition = x.repeat(draws, 1), torch.cat([v[:-1] for v in z]).repeat(draws, 1)
-            t = self.lsd.times(flat("time_logits"))
-            loss, error = self.lsd.diagonal(self.flow_lm.flow_net, condition, x, flat("noise"), t)
-            parts = {"diagonal": loss.mean(), "flow_error": error.mean(), "eos": eos}
-            total = self.lsd.DIAGONAL_WEIGHT * parts["diagonal"] + self.EOS_WEIGHT * eos
-            if distill_weight:
-                s, t = self.lsd.times(flat("distill_time_logits")).split(1, -1)
-                loss, error = self.lsd.distillation(self.flow_lm.flow_net, condition, x, flat("distill_noise"), s, t)
-                parts |= {"distillation": loss.mean(), "distill_error": error.mean()}
-                total = total + distill_weight * parts["distillation"]
-            return parts | {"loss": total}
+        x = (torch.cat([row.latents for row in rows]).to(device) - self.flow_lm.emb_mean) / self.flow_lm.emb_std
+        condition = torch.cat([v[:-1] for v in z])
+        draws = len(rows[0].noise)
+        t = self.lsd.times(flat("time_logits"))
+        loss, error = self.lsd.diagonal(self.flow_lm.flow_net, condition.repeat(draws, 1), x.repeat(draws, 1), flat("noise"), t)
+        parts = {"diagonal": loss.mean(), "flow_error": error.mean(), "eos": eos}
+        total = self.lsd.DIAGONAL_WEIGHT * parts["diagonal"] + self.EOS_WEIGHT * eos
+        if distill_weight:
+            draws = len(rows[0].distill_noise)
+            s, t = self.lsd.times(flat("distill_time_logits")).split(1, -1)
+            # In fp32: a bf16 time derivative is mostly rounding.
+            with torch.autocast(device.type, enabled=False):
+                loss, error = self.lsd.distillation(self.flow_lm.flow_net, condition.float().repeat(draws, 1), x.repeat(draws, 1), flat("distill_noise"), s, t)
+            parts |= {"distillation": loss.mean(), "distill_error": error.mean()}
+            total = total + distill_weight * parts["distillation"]
+        return parts | {"loss": total}

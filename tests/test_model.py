@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocket_arabic.model import LSD, TrainableTTS, draw_row, encoder_hash, load_config, load_mimi, load_weights
+from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, encoder_hash, load_config, load_mimi, load_weights
 from pocket_arabic.run import UserError
 
 
@@ -93,7 +93,9 @@ def test_times_follow_the_logit_normal():
 def make_row(seed: int, frames: int, tokens: int, text_dropout: float = 0.0, voice_dropout: float = 0.0):
     rng = np.random.default_rng(seed)
     latents, prompt = rng.standard_normal((frames, 32), dtype=np.float32), rng.standard_normal((60, 32), dtype=np.float32)
-    return draw_row(np.random.default_rng([seed, 1]), latents, list(rng.integers(2, 90, tokens)), prompt, 12.5, 2, text_dropout, voice_dropout)
+    draws = np.random.default_rng([seed, 1])
+    prefix = draw_prefix(draws, list(rng.integers(2, 90, tokens)), prompt, 12.5, text_dropout, voice_dropout)
+    return draw_row(draws, latents, *prefix, (2, 2))
 
 
 def test_padded_batch_equals_single_rows(flow_lm):
