@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     g = p.add_argument_group("what")
     g.add_argument("--text", required=True, help="vocalised Arabic")
     g.add_argument("--romanized", action="store_true", help="--text is Buckwalter, not Arabic script")
+    g.add_argument("--numbers", action=argparse.BooleanOptionalAction, default=True, help="read digits as words")
     g.add_argument("--model", type=Path, help="run or bundle folder")
     g.add_argument("--voice", type=Path, help="reference recording of the voice; default the bundle's voice.wav")
     g.add_argument("--out", type=Path, default=Path("sample.wav"), help="wav file to write")
@@ -77,7 +78,7 @@ def main() -> None:
 
     # 1. Text.
     try:
-        text_norm, text_model = arabic.model_text(args.text, args.romanized)
+        text_norm, text_model = arabic.model_text(args.text, args.romanized, args.numbers)
     except arabic.TextError as error:
         raise UserError(f"--text: {error}") from None
     bare = arabic.missing_marks(text_norm)

@@ -8,8 +8,11 @@ Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and eval
 
     python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.25
     python train.py --data data/my_recordings                                             # fine-tune the base, one GPU
+    python train.py --data data/my_recordings --tune lora:32 --lr 1e-4                    # low-rank adapters, merged in the bundle
+    accelerate launch --num_processes 8 train.py --data data/my_recordings --batch-size 8 # several GPUs
     python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
 
+The batch of a step is --batch-size x --grad-accum x processes; runs that agree in it take the same steps.
 The same command again continues; so does a longer --max-hours and, with a constant rate, --max-steps or --epochs. Ctrl-C and SIGTERM save first.
 """
 
@@ -17,8 +20,11 @@ import argparse
 import copy
 import json
 import math
+import os
+import resource
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import accelerate
@@ -33,19 +39,35 @@ from pocket_tts.utils.config import Config
 from safetensors.torch import load_file
 
 from pocket_arabic import __version__
+from pocket_arabic.adapt import CHOICES, freezes_head, merged, set_trainable
 from pocket_arabic.audio import write_wav
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint, update_hours
-from pocket_arabic.model import LSD, Row, TrainableTTS, arabic_config, build_flow_lm, draw_prefix, draw_row, encoder_hash, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.model import (
+    LSD,
+    Row,
+    TrainableTTS,
+    arabic_config,
+    build_flow_lm,
+    draw_prefix,
+    draw_row,
+    draw_text,
+    encoder_hash,
+    load_config,
+    load_mimi,
+    load_weights,
+    token_durations,
+    tts_model,
+)
 from pocket_arabic.run import StopSignal, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, use_all_cores, write_json
 from pocket_arabic.speech import speak
 
 matplotlib.use("Agg")
 
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
-FREE = {"data", "out", "epochs", "max_steps", "max_hours", "log_every", "eval_every", "sample_every", "keep"}
+FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum", "wandb", "log_every", "eval_every", "sample_every", "keep"}
 DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (kyutai-labs/pocket-tts training)
-ROW, ORDER, DISTIL = range(3)  # separate streams of random numbers under one --seed
+ROW, ORDER, DISTIL, DROPOUT = range(4)  # separate streams of random numbers under one --seed
 EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
 
 
@@ -57,12 +79,19 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--base", help="demo, a language (english), or a CONFIG.yaml; default the cache's own")
     g.add_argument("--out", type=Path, help="the run's folder; default runs/NAME after the cache")
     g.add_argument("--init", choices=("base", "scratch"), default="base", help="start from the base's FlowLM, or from random weights of its shape")
+    g.add_argument("--tune", default="full", help=f"what trains: {CHOICES}")
+    g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help="keep flow_net and out_eos; default with lora, always with text")
+    g.add_argument("--lora-alpha", type=float, help="the adapters are scaled by alpha / rank; default twice the rank")
+    g.add_argument("--lora-dropout", type=float, default=0.0, help="of the adapters' input")
+    g.add_argument("--subset", type=int, help="sanity run: train and evaluate on the first N utterances, which must be overfitted")
     g = p.add_argument_group("how long (the first limit reached ends the run)")
     g.add_argument("--epochs", type=int, default=20, help="passes over the training split")
     g.add_argument("--max-steps", type=int, help="optimiser steps")
     g.add_argument("--max-hours", type=float, help="hours of wall clock, over all continuations")
+    g.add_argument("--patience", type=int, help="evaluations in a row without a new best; 12 h of speech turn after 1,000 to 3,000 steps of 64 utterances")
     g = p.add_argument_group("recipe")
-    g.add_argument("--batch-size", type=int, default=64, help="utterances a step")
+    g.add_argument("--batch-size", type=int, default=64, help="utterances at a time, in each process")
+    g.add_argument("--grad-accum", type=int, default=1, help="such batches a step")
     g.add_argument("--lr", type=float, default=4e-5, help="largest AdamW learning rate (the wheel's small-data recipe); 2e-4 to 1.2e-3 from scratch")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step")
     g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
@@ -71,8 +100,21 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights, which are evaluated and exported")
     g.add_argument("--draws", type=int, default=4, help="noise and time draws per audio frame; 1 never reaches good quality upstream")
     g.add_argument("--distill-draws", type=int, default=4, help="the same for the distillation term, whose draws cost three times as much")
+    g.add_argument(
+        "--distill-head-only",
+        action="store_true",
+        help="no gradient of the distillation term to the transformer; with few frames a step its noise drowns what the text has to teach",
+    )
     g.add_argument("--text-dropout", type=float, default=0.2, help="share of rows trained without their text")
     g.add_argument("--voice-dropout", type=float, default=0.5, help="share of rows trained without a voice prompt")
+    g.add_argument("--mark-dropout", type=float, default=0.0, help="share of rows whose text loses marks: half of them all, half a random part")
+    g.add_argument("--stop-dropout", type=float, default=0.0, help="share of rows whose text loses its final punctuation")
+    g.add_argument(
+        "--guide-steps",
+        type=int,
+        default=0,
+        help="for so many steps a frame sees only the text expected near it, in a window that opens; a small model needs it to learn which letter is which; 0 is off",
+    )
     g.add_argument("--seed", type=int, default=0, help="fixes initial weights, order, prompts and noise")
     g = p.add_argument_group("machine")
     g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
@@ -82,6 +124,7 @@ def parse_args() -> argparse.Namespace:
         "--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
     )
     g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
+    g.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in")
     g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
     args = p.parse_args()
     args.out = args.out or Path("runs") / args.data.resolve().name
@@ -99,15 +142,18 @@ def default_precision() -> str:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    for name in ("epochs", "max_steps", "max_hours", "batch_size", "lr", "draws", "distill_draws", "keep"):
+    freezes_head(args.tune, args.freeze_head)
+    for name in ("epochs", "max_steps", "max_hours", "patience", "subset", "batch_size", "grad_accum", "lr", "lora_alpha", "draws", "distill_draws", "keep"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16: needs a GPU, whose loss scaler it relies on; use bf16 or no")
+    if args.guide_steps < 0:
+        raise UserError(f"--guide-steps {args.guide_steps}: must not be negative")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must not be negative")
-    for name in ("text_dropout", "voice_dropout"):
+    for name in ("text_dropout", "voice_dropout", "mark_dropout", "stop_dropout", "lora_dropout"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a share from 0 to 1")
 
@@ -124,9 +170,14 @@ class Rows:
         self.by_speaker: dict[str, list[dict]] = {}
         for row in cache.split("train"):
             self.by_speaker.setdefault(row["speaker"], []).append(row)
-        every = cache.split(split)
+        every = cache.split("train")[: args.subset] if args.subset else cache.split(split)
+        self.tokenize = tokenize
         self.rows = [row for row in every if any(other["id"] != row["id"] for other in self.by_speaker.get(row["speaker"], ())[:2])]
-        self.tokens = [tokenize(row["text_model"]) for row in self.rows]
+        self.head = cache.info["options"]["head_sec"] * frame_rate if cache.info["options"]["trim"] else 0.0
+        self.durations = None
+        if args.guide_steps and split == "train":
+            tokens = [tokenize(row["text_model"]) for row in self.rows]
+            self.durations = token_durations(tokens, [self.spoken(row) for row in self.rows], max(map(max, tokens)) + 1)
         if len(self.rows) < len(every):
             print(f"{split}: {len(every) - len(self.rows)} of {len(every)} utterances left out, no other of their speaker in train to prompt with")
         if not self.rows:
@@ -134,6 +185,22 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(len(self.tokenize(row["text_model"])) for row in self.rows)
+
+    def spoken(self, row: dict) -> float:
+        """Frames from the first word to the end of the last."""
+        return row["speech_end_sec"] * self.frame_rate - self.head
+
+    def token_times(self, row: dict, tokens: list[int]) -> np.ndarray | None:
+        """[L, 2]: the frames each token is expected from and to, on the clock of this utterance."""
+        if self.durations is None:
+            return None
+        ends = np.cumsum(self.durations[tokens])
+        ends *= self.spoken(row) / ends[-1] if len(ends) else 1
+        return self.head + np.stack([np.concatenate([[0.0], ends[:-1]])[: len(ends)], ends], 1)
 
     def prefix(self, index: int, epoch: int) -> tuple[np.random.Generator, list[int], np.ndarray]:
         """The row's generator after its first draws, and what they chose: text tokens and voice prompt."""
@@ -143,12 +210,16 @@ class Rows:
         prompt = others[rng.integers(len(others))]
         while prompt["id"] == row["id"]:  # a prompt cut from the target itself leaks it
             prompt = others[rng.integers(len(others))]
-        dropout = (0.0, 0.0) if epoch == EVAL_EPOCH else (self.args.text_dropout, self.args.voice_dropout)
-        return rng, *draw_prefix(rng, self.tokens[index], self.prompt_latents(prompt), self.frame_rate, *dropout)
+        text, dropout = row["text_model"], (0.0, 0.0)
+        if epoch != EVAL_EPOCH:
+            text = draw_text(rng, text, self.args.mark_dropout, self.args.stop_dropout)
+            dropout = self.args.text_dropout, self.args.voice_dropout
+        return rng, *draw_prefix(rng, self.tokenize(text), self.prompt_latents(prompt), self.frame_rate, *dropout)
 
     def row(self, index: int, epoch: int) -> Row:
         rng, tokens, prompt = self.prefix(index, epoch)
-        return draw_row(rng, self.cache.row_latents(self.rows[index]), tokens, prompt, (self.args.draws, self.args.distill_draws))
+        row = self.rows[index]
+        return draw_row(rng, self.cache.row_latents(row), tokens, prompt, (self.args.draws, self.args.distill_draws), self.token_times(row, tokens))
 
     def length(self, index: int, epoch: int) -> int:
         """Positions of the row, but for the two or three that every row has."""
@@ -187,6 +258,14 @@ def distils(seed: int, step: int) -> bool:
     return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
 
 
+def guide_window(step: int, guide_steps: int) -> float | None:
+    """Half-width in frames of the text that a frame sees: 1.5 for three tenths of the guided steps, then doubling until
+    it holds a whole utterance. None once unguided."""
+    if step >= guide_steps:
+        return None
+    return 1.5 * 64 ** max(0.0, (step / guide_steps - 0.3) / 0.7)
+
+
 def learning_rate(args: argparse.Namespace, step: int, last_step: int) -> float:
     """Of the update that follows `step` updates."""
     rate = args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps))
@@ -198,12 +277,24 @@ def learning_rate(args: argparse.Namespace, step: int, last_step: int) -> float:
 
 def print_parts(flow_lm: FlowLMModel) -> None:
     """The table of what trains."""
-    sizes = {f"flow_lm.{name}": sum(p.numel() for p in module.parameters()) for name, module in flow_lm.named_children()}
-    sizes["flow_lm (bos, speaker_proj)"] = sum(p.numel() for p in flow_lm.parameters()) - sum(sizes.values())
-    print(f"{'module':32}{'parameters':>12}")
-    for name, size in sizes.items():
-        print(f"{name:32}{size:12,}  trainable")
-    print(f"{'mimi':32}{'':12}  frozen (encoded in the cache)", flush=True)
+    parts: dict[str, list[int]] = {}
+    for name, parameter in flow_lm.named_parameters():
+        depth = 3 if name.startswith("transformer.layers.") else 1
+        part = ".".join(name.split(".")[:depth]) if "." in name else "bos, speaker_proj"
+        sizes = parts.setdefault(part, [0, 0])
+        sizes[0] += parameter.numel()
+        sizes[1] += parameter.numel() * parameter.requires_grad
+    parts["all"] = [sum(column) for column in zip(*parts.values())]
+    print(f"{'module':24}{'parameters':>14}{'trainable':>14}")
+    for part, (size, trainable) in parts.items():
+        print(f"{part:24}{size:14,}{trainable:14,}")
+    print("mimi: frozen, encoded in the cache", flush=True)
+
+
+def memory_gib() -> float:
+    """Peak of this process: of the GPU if there is one, else of main memory."""
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 2**30
 
 
 @torch.no_grad()
@@ -224,11 +315,9 @@ def evaluate(model: TrainableTTS, ema: EMA, valid: Rows, batch_size: int) -> dic
 
 
 @torch.no_grad()
-def speak_samples(stem: Path, config: Config, flow_lm: FlowLMModel, ema: EMA, mimi: MimiModel, cache: Cache, longest: int) -> None:
+def speak_samples(stem: Path, config: Config, state: dict[str, torch.Tensor], mimi: MimiModel, cache: Cache, longest: int) -> None:
     """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time, by the wheel's own inference."""
-    averaged = copy.deepcopy(flow_lm).cpu()
-    averaged.load_state_dict({k.removeprefix("flow_lm."): v for k, v in ema.shadow.items() if k.startswith("flow_lm.")})
-    model = tts_model(config, averaged, mimi)
+    model = tts_model(config, build_flow_lm(config, state), mimi)
     stem.parent.mkdir(exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         for index, row in enumerate(cache.split("valid")[:2]):
@@ -254,42 +343,68 @@ def plot_loss(path: Path, progress: list[dict]) -> None:
 
 
 class Training:
-    """A run: its model, averages and optimiser, its place in the order of batches, and its folder."""
+    """A run: its model, averages and optimiser, its place in the order of batches, and its folder.
+
+    A step's batch, the same whatever the machine, is divided into parts: --grad-accum on each of the processes.
+    """
 
     def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel):
         self.args, self.cache, self.config, self.weights, self.mimi = args, cache, config, weights, mimi
-        self.accelerator = Accelerator(mixed_precision=args.precision)
-        if self.accelerator.num_processes > 1:
-            raise UserError(f"{self.accelerator.num_processes} processes: training runs in one; start it with python, not accelerate launch")
+        self.accelerator = Accelerator(mixed_precision=args.precision, log_with="wandb" if args.wandb else None)
+        self.main = self.accelerator.is_main_process
         accelerate.utils.set_seed(args.seed)
-        self.flow_lm = build_flow_lm(config, weights if args.init == "base" else None)
+        flow_lm = build_flow_lm(config, weights if args.init == "base" else None)
         if args.init == "scratch":
-            self.flow_lm.emb_mean, self.flow_lm.emb_std = latent_statistics(cache)
-        model = TrainableTTS(self.flow_lm)
-        optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.ema = EMA(model, args.ema)
-        tokenize = self.flow_lm.conditioner.tokenizer.encode
+            flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(cache)
+        tokenize = flow_lm.conditioner.tokenizer.encode
+        set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
+        self.tts = TrainableTTS(flow_lm, args.distill_head_only)  # self.model is the same, wrapped for several processes
+        optimizer = torch.optim.AdamW([p for p in self.tts.parameters() if p.requires_grad], args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(self.tts, optimizer)
+        self.ema = EMA(self.tts, args.ema)
         self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args) for split in ("train", "valid"))
-        self.longest = max(map(len, self.train.tokens))
-        self.steps_per_epoch = -(-len(self.train) // args.batch_size)
+        self.longest = self.train.longest()
+        self.parts = args.grad_accum * self.accelerator.num_processes
+        self.batch_size = args.batch_size * self.parts
+        self.steps_per_epoch = -(-len(self.train) // self.batch_size)
         self.last_step = args.epochs * self.steps_per_epoch
         if args.max_steps:
             self.last_step = min(self.last_step, args.max_steps)
         self.checkpoints, self.progress = args.out / "checkpoints", args.out / "progress.jsonl"
         self.step, self.saved_step, self.spent, self.clock = 0, None, 0.0, time.monotonic()
         self.batches, self.epoch = iter(()), 0
+        self.out_of_patience = False
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last logged step
-        self.window_frames, self.window_start, self.window_clock = 0, 0, time.monotonic()
+        self.window_frames, self.window_padding, self.window_start, self.window_clock = 0, [], 0, time.monotonic()
 
     def hours(self) -> float:
         return self.spent + (time.monotonic() - self.clock) / 3600
 
     def finished(self) -> bool:
-        return self.step >= self.last_step or bool(self.args.max_hours and self.hours() >= self.args.max_hours)
+        return self.step >= self.last_step or self.out_of_patience or bool(self.args.max_hours and self.hours() >= self.args.max_hours)
 
     def start_or_resume(self, recipe: dict) -> None:
         """Open the run's folder. Raises UserError if it holds a run of another recipe."""
+        recipe = recipe | {"effective_batch": self.batch_size}
+        with self.accelerator.main_process_first():
+            self.open_folder(recipe)
+        checkpoint = newest_checkpoint(self.checkpoints)
+        if checkpoint:
+            state = load_checkpoint(checkpoint, self.tts, self.optimizer, self.ema, self.accelerator.scaler)
+            self.step = self.saved_step = self.window_start = state["step"]
+            self.spent = state["hours"]
+        if self.main:
+            self.open_progress(recipe)
+        if self.args.wandb:
+            import wandb
+
+            if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+                os.environ["WANDB_MODE"] = "offline"
+                print(f"wandb: nobody is logged in; logging offline to {self.args.out}/wandb (wandb sync uploads it)")
+            options = {"dir": str(self.args.out), "name": self.args.out.name, "resume": "allow"}
+            self.accelerator.init_trackers(self.args.wandb, {k: str(v) for k, v in recipe.items()}, {"wandb": options})
+
+    def open_folder(self, recipe: dict) -> None:
         out = self.args.out
         if (out / "args.json").exists():
             old = json.loads((out / "args.json").read_text(encoding="utf-8"))
@@ -299,85 +414,121 @@ class Training:
             if changed:
                 raise UserError(f"{out} was trained with another recipe ({changed}); give another --out, or the same options")
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "args.json", recipe)
-        checkpoint = newest_checkpoint(self.checkpoints)
-        if checkpoint is None:
-            shutil.rmtree(out / "bundle", ignore_errors=True)
+        if self.main:
+            write_json(out / "args.json", recipe)
+
+    def open_progress(self, recipe: dict) -> None:
+        """A new progress.jsonl, or the old one without what was logged after the checkpoint: that will be logged again."""
+        if self.step == 0 and self.saved_step is None:
+            shutil.rmtree(self.args.out / "bundle", ignore_errors=True)
             self.progress.unlink(missing_ok=True)
             append_jsonl(self.progress, {"kind": "start", **provenance(), "device": str(self.accelerator.device), "args": recipe})
             return
-        state = load_checkpoint(checkpoint, self.accelerator.unwrap_model(self.model), self.optimizer, self.ema, self.accelerator.scaler)
-        self.step = self.saved_step = self.window_start = state["step"]
-        self.spent = state["hours"]
-        # What was logged after this checkpoint will be logged again.
         kept = [record for record in read_jsonl(self.progress) if record.get("step", 0) <= self.step]
         with atomic_write(self.progress) as tmp:
             tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
         print(f"continuing at step {self.step}, {self.spent:.2f} h spent")
 
     def train_step(self) -> None:
-        args, epoch = self.args, 1 + self.step // self.steps_per_epoch
+        args, epoch, rank = self.args, 1 + self.step // self.steps_per_epoch, self.accelerator.process_index
         if epoch != self.epoch:
             self.epoch = epoch
-            self.batches = iter(self.train.order(epoch, args.batch_size)[self.step % self.steps_per_epoch :])
-        rows = [self.train.row(i, epoch) for i in next(self.batches)]
+            self.batches = iter(self.train.order(epoch, self.batch_size)[self.step % self.steps_per_epoch :])
+        batch = next(self.batches)
+        size = sum(self.train.rows[i]["num_frames"] for i in batch), len(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(args, self.step, self.last_step)
-        losses = self.model(rows, LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, self.step) else 0.0)
-        self.accelerator.backward(losses["loss"])
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.clip)
+        torch.manual_seed(int(np.random.default_rng([DROPOUT, args.seed, self.step, rank]).integers(2**63)))  # of the adapters' dropout
+        distill_weight = LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, self.step) else 0.0
+        for part in range(args.grad_accum):
+            # Every part takes each parts-th row; one that has none takes a row with no weight, to keep in step with the others.
+            indices = batch[part * self.accelerator.num_processes + rank :: self.parts]
+            rows = [self.train.row(i, epoch) for i in indices or batch[:1]]
+            last = part == args.grad_accum - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                try:
+                    losses = {k: v if indices else 0 * v for k, v in self.model(rows, distill_weight, size, guide_window(self.step, args.guide_steps)).items()}
+                    # Gradients are averaged over processes; the batch's are their sum.
+                    self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
+                except torch.cuda.OutOfMemoryError:
+                    half = f"--batch-size {max(1, args.batch_size // 2)} --grad-accum {args.grad_accum * 2}"
+                    raise UserError(f"out of GPU memory at step {self.step}; the same command with {half} continues with the same steps in half the memory") from None
+            for name, value in losses.items():
+                self.window.setdefault(name, []).append(value.detach())
+            lengths = [len(r.latents) + len(r.tokens) + len(r.prompt) for r in rows]
+            self.window_padding.append(1 - sum(lengths) / (max(lengths) * len(lengths)))
+        norm = self.accelerator.clip_grad_norm_([p for p in self.tts.parameters() if p.requires_grad], args.clip)
         if not self.accelerator.scaler and not torch.isfinite(norm):  # a scaler skips such steps by itself
-            raise UserError(f"gradient not finite at step {self.step}; start again with a lower --lr and another --out")
+            inputs = args.out / f"not_finite_step_{self.step:06d}.pt"
+            torch.save({"ids": [self.train.rows[i]["id"] for i in batch], "last_part": [vars(r) for r in rows], "losses": losses}, inputs)
+            raise UserError(f"gradient not finite at step {self.step} (its rows: {inputs}); start again with a lower --lr and another --out")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
+        self.ema.update(self.tts, self.step)
         self.step += 1
-        self.window_frames += sum(len(row.latents) for row in rows)
-        for name, value in {**losses, "grad_norm": norm}.items():
-            self.window.setdefault(name, []).append(value.detach())
+        self.window_frames += size[0]
+        self.window.setdefault("grad_norm", []).append(norm.detach())
 
     def log(self) -> None:
         """One line for the steps since the last one."""
         args, now = self.args, time.monotonic()
         seconds, steps = now - self.window_clock, self.step - self.window_start
-        record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizer.param_groups[0]["lr"]}
-        record |= {k: round(torch.stack(v).mean().item(), 5) for k, v in self.window.items()} | {"frames_per_sec": round(self.window_frames / seconds, 1)}
-        append_jsonl(self.progress, record)
-        left = (self.last_step - self.step) * seconds / steps / 3600
-        left = min(left, max(0.0, args.max_hours - self.hours())) if args.max_hours else left
-        shown = " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec"))
-        print(f"step {self.step}/{self.last_step} {shown} left {left * 60:.1f} min", flush=True)
-        self.window, self.window_frames, self.window_start, self.window_clock = {}, 0, self.step, now
+        # The parts of a batch add up to its losses. The distillation's are those of the steps that have it.
+        sums = {k: self.accelerator.reduce(torch.stack(v).sum(), "sum" if k != "grad_norm" else "mean").item() for k, v in self.window.items()}
+        counts = {k: len(v) // args.grad_accum if k != "grad_norm" else steps for k, v in self.window.items()}
+        if self.main:
+            record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizer.param_groups[0]["lr"]}
+            record |= {k: round(total / counts[k], 5) for k, total in sums.items()} | {"frames_per_sec": round(self.window_frames / seconds, 1)}
+            record |= {"padding": round(float(np.mean(self.window_padding)), 4), "memory_gib": round(memory_gib(), 2)}
+            append_jsonl(self.progress, record)
+            self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
+            left = (self.last_step - self.step) * seconds / steps / 3600
+            left = min(left, max(0.0, args.max_hours - self.hours())) if args.max_hours else left
+            shown = " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib"))
+            print(f"step {self.step}/{self.last_step} {shown} left {left * 60:.1f} min", flush=True)
+        self.window, self.window_frames, self.window_padding, self.window_start, self.window_clock = {}, 0, [], self.step, now
 
     def save(self) -> None:
         if self.saved_step != self.step:
-            model = self.accelerator.unwrap_model(self.model)
-            save_checkpoint(self.checkpoints, self.step, model, self.optimizer, self.ema, self.accelerator.scaler, {"hours": self.hours()})
+            save_checkpoint(self.checkpoints, self.step, self.tts, self.optimizer, self.ema, self.accelerator.scaler, {"hours": self.hours()})
             self.saved_step = self.step
 
     def evaluate(self) -> None:
         """Score the averaged weights on the held-out split, once a step; redraw loss.png."""
         progress = read_jsonl(self.progress)
-        if any(r["kind"] == "eval" and r["step"] == self.step for r in progress):
-            return
-        record = {"kind": "eval", "step": self.step, "hours": round(self.hours(), 4)}
-        record |= evaluate(self.model, self.ema, self.valid, self.args.batch_size)
-        append_jsonl(self.progress, record)
-        print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
-        plot_loss(self.args.out / "loss.png", [*progress, record])
+        scores = [(r["valid_flow_error"], r["step"]) for r in progress if r["kind"] == "eval"]
+        if not any(step == self.step for _, step in scores):
+            record = {"kind": "eval", "step": self.step, "hours": round(self.hours(), 4)}
+            record |= evaluate(self.tts, self.ema, self.valid, self.args.batch_size)
+            append_jsonl(self.progress, record)
+            self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
+            print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
+            plot_loss(self.args.out / "loss.png", [*progress, record])
+            scores.append((record["valid_flow_error"], self.step))
+        if self.args.patience and len(scores) - 1 - scores.index(min(scores)) >= self.args.patience:
+            self.out_of_patience = True
+            print(f"no better than step {min(scores)[1]} for {self.args.patience} evaluations: stopping")
 
     def save_and_watch(self) -> None:
-        """Save first: what an evaluation or a sample might break, it cannot lose."""
+        """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others wait."""
         args = self.args
-        self.save()
-        if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
-            self.evaluate()
-        sample = args.out / "samples" / f"step_{self.step:06d}"
-        due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init == "base")
-        if due and not sample.with_name(sample.name + "_0.wav").exists():
-            speak_samples(sample, self.config, self.flow_lm, self.ema, self.mimi, self.cache, self.longest)
-        best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
-        prune(self.checkpoints, args.keep, best[0] if best else None)
+        if self.main:
+            self.save()
+            if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
+                self.evaluate()
+            sample = args.out / "samples" / f"step_{self.step:06d}"
+            due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init == "base")
+            if due and not sample.with_name(sample.name + "_0.wav").exists():
+                speak_samples(sample, self.config, self.averaged(self.ema.shadow), self.mimi, self.cache, self.longest)
+            best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
+            prune(self.checkpoints, args.keep, best[0] if best else None)
+        self.accelerator.wait_for_everyone()
+
+    def averaged(self, shadow: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Averaged weights -> flow_lm.* tensors as a release has them, adapters merged."""
+        model = copy.deepcopy(self.tts).cpu()
+        model.load_state_dict(shadow)
+        return {f"flow_lm.{k}": v for k, v in merged(model.flow_lm).items()}
 
     def export(self) -> None:
         """bundle/ from the checkpoint with the lowest held-out flow error; from the last one if none was evaluated."""
@@ -387,7 +538,7 @@ class Training:
         if bundle.exists() and json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"] == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
             return
-        state = {k: v for k, v in load_file(path / "ema.safetensors").items() if k.startswith("flow_lm.")}
+        state = self.averaged(load_file(path / "ema.safetensors"))
         state |= {k: v for k, v in self.weights.items() if k.startswith("mimi.")}
         info = {
             "checkpoint": path.name,
@@ -395,6 +546,7 @@ class Training:
             "valid_flow_error": score,
             "base": Path(self.args.base).name,
             "corpus": self.cache.info["options"]["corpus"],
+            "tune": self.args.tune,
             "hours": self.cache.info["hours"]["train"],
             "max_tokens": self.longest,
             "eos_threshold": self.config.default_eos_threshold,
@@ -420,14 +572,20 @@ def main() -> None:
     # 2. Model and optimiser; the folder, new or to be continued.
     training = Training(args, cache, config, weights, mimi)
     training.start_or_resume({k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]})
-    print_parts(training.flow_lm)
-    limit = f"step {training.last_step}" + (f" or {args.max_hours} h" if args.max_hours else "")
-    print(f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch, to {limit}; {training.accelerator.device}, precision {args.precision}", flush=True)
+    if training.main:
+        print_parts(training.tts.flow_lm)
+        limit = f"step {training.last_step}" + (f" or {args.max_hours} h" if args.max_hours else "")
+        print(f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch of {training.batch_size} each, to {limit}; ", end="")
+        print(f"{training.accelerator.num_processes} x {training.accelerator.device}, precision {args.precision}", flush=True)
 
-    # 3. Train.
+    # 3. Train. Processes agree on when to stop: a signal or the clock of one of them ends the run for all.
     stop = StopSignal()
     training.save_and_watch()  # the score before the first step, or one that a crash cut off
-    while not training.finished() and not stop.received:
+    while True:
+        if training.finished() or stop.received:
+            training.accelerator.set_trigger()
+        if training.accelerator.check_trigger():
+            break
         training.train_step()
         if args.log_every and training.step % args.log_every == 0:
             training.log()
@@ -436,6 +594,9 @@ def main() -> None:
 
     # 4. Save where it stopped; if it is done, export the best checkpoint.
     training.save_and_watch()
+    training.accelerator.end_training()
+    if not training.main:
+        return
     if stop.received and not training.finished():
         print(f"stopped at step {training.step}; the same command continues")
         raise SystemExit(128 + stop.received)

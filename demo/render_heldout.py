@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Render the held-out sentences for listening and measuring: as recorded, through the codec, and spoken by a model.
 
-Reads   a cache of the embedded corpus (made without --limit), its clips, and a run or bundle.
+Reads   a cache of the embedded corpus (made without --limit) or of another folder, its clips, and a run or bundle.
 Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, each with pairs.jsonl ({"wav", "text"}),
         which any recogniser can score, and OUT/heldout.json: duration ratios, EOS, real-time factor, scores.
 
     python demo/render_heldout.py
+    python demo/render_heldout.py --data data/english --clips data/english_corpus/clips --model runs/english --out runs/english_heldout
     python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list" --samples samples
 
 The scorer is any command that takes a pairs.jsonl and prints a JSON summary as its last line. --stock N also speaks the
@@ -54,6 +55,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, default=Path("data/demo"))
     p.add_argument("--model", type=Path, default=Path("runs/demo"), help="run or bundle")
+    p.add_argument("--clips", type=Path, default=ROOT / "demo" / "corpus" / "clips", help="where the corpus has its audio")
     p.add_argument("--out", type=Path, default=Path("runs/heldout"))
     p.add_argument("--seed", type=int, default=0, help="fixes the latent noise and the speech")
     p.add_argument("--stock", type=int, default=0, help="sentences to speak with the stock command line too")
@@ -78,7 +80,7 @@ def main() -> None:
             missed.append(row["id"])
         ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)
         audio = {
-            "original": read_audio(ROOT / "demo" / "corpus" / "clips" / f"{row['id']}.ogg", model.sample_rate),
+            "original": read_audio(next(args.clips.glob(f"{row['id']}.*")), model.sample_rate),
             "codec": decode(model, latents),
             "codec_noise_0.1": decode(model, latents + 0.1 * draw),
             "codec_noise_0.3": decode(model, latents + 0.3 * draw),

@@ -4,11 +4,13 @@
 
 Marks and hamza forms are kept, because they are the pronunciation. Romanisation is Buckwalter's table, one symbol a
 character, so it is reversible. Nothing is dropped in silence but layout (tatweel, bidi controls, quotation marks);
-a character that cannot be said raises TextError with its name and place.
+numbers become words; a character that cannot be said raises TextError with its name and place.
 """
 
 import re
 import unicodedata
+
+from pocket_arabic.numbers import numbers_to_words
 
 # Buckwalter (1990, as in Habash 2010, "Introduction to Arabic Natural Language Processing", table 2.1). ٱ is "{".
 # P J V G, for the loan letters, are the usual extension of the table.
@@ -25,6 +27,7 @@ FROM_MODEL = {v: k for k, v in TO_MODEL.items()}
 
 SHADDA = "ّ"
 MARKS = "ًٌٍَُِّْٰ"
+MARKS_MODEL = "".join(ARABIC_TO_BUCKWALTER[c] for c in MARKS)
 LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
 # Same letter, other code point: Persian and Urdu keyboards; punctuation of other keyboards; layout, which is not speech.
 VARIANTS = {"ی": "ي", "ک": "ك", "ہ": "ه", ",": "،", ";": "؛", "?": "؟", "٬": "،", "–": "،", "—": "،", "(": "،", ")": "،", "[": "،", "]": "،"}
@@ -35,11 +38,12 @@ class TextError(ValueError):
     """Text that cannot be said; the message names the character and its position (from 1)."""
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, numbers: bool = True) -> str:
     r"""Any Arabic text -> the canonical vocalised text (`text_norm`). Idempotent.
 
     Marks of one letter come as shadda, then vowel, the order people type (NFC puts the vowel first).
-    Punctuation is . ، ؟ ! ؛ : attached to the word before it, one mark at a place, and the last one ends a sentence.
+    Punctuation is . ، ؟ ! ؛ : attached to the word before it, one mark at a place, and the last one ends a sentence; so
+    marks that an editing accident put in front of words (".العمر .ينقص") come right. Numbers become words.
 
     >>> normalise("ب\u064e\u0651") == normalise("ب\u0651\u064e")  # vowel or shadda first
     True
@@ -49,8 +53,13 @@ def normalise(text: str) -> str:
     Raises TextError for a character outside the table, a mark without its letter, or a text without any letter.
     """
     raw = text
-    text = unicodedata.normalize("NFKC", text).translate(LAYOUT).translate(str.maketrans(VARIANTS))
-    text = " ".join(text.split())
+    text = unicodedata.normalize("NFKC", text).translate(LAYOUT)
+    if numbers:
+        try:
+            text = numbers_to_words(text)
+        except ValueError as error:
+            raise TextError(f"{error}: write it in words") from None
+    text = " ".join(text.translate(str.maketrans(VARIANTS)).split())
     for c in text:
         if c not in TO_MODEL:
             raise TextError(f"{_describe(c, raw)} cannot be said: write it in vocalised Arabic words")
@@ -89,9 +98,9 @@ def deromanise(text_model: str) -> str:
     return "".join(FROM_MODEL[c] for c in text_model)
 
 
-def model_text(text: str, romanized: bool = False) -> tuple[str, str]:
+def model_text(text: str, romanized: bool = False, numbers: bool = True) -> tuple[str, str]:
     """Text as given (Arabic, or Buckwalter if `romanized`) -> (text_norm, text_model)."""
-    text_norm = normalise(deromanise(" ".join(text.split())) if romanized else text)
+    text_norm = normalise(deromanise(" ".join(text.split())) if romanized else text, numbers)
     return text_norm, romanise(text_norm)
 
 

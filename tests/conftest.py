@@ -51,7 +51,7 @@ def tiny_base(tmp_path_factory) -> Path:
     """base.yaml + codec.safetensors (no FlowLM): 24 kHz, 12.5 latents a second, 32 dimensions, a few thousand weights."""
     folder = tmp_path_factory.mktemp("base")
     config = yaml.safe_load((ROOT / "demo" / "base.yaml").read_text(encoding="utf-8"))
-    config["flow_lm"].pop("weights_path", None)
+    del config["weights_path"]
     config["flow_lm"]["flow"] = {"depth": 2, "dim": 32}
     config["flow_lm"]["transformer"] |= {"d_model": 32, "num_heads": 2, "num_layers": 2}
     config["flow_lm"]["lookup_table"]["dim"] = 32

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, encoder_hash, load_config, load_mimi, load_weights
+from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, encoder_hash, guided_mask, load_config, load_mimi, load_weights, token_durations
 from pocket_arabic.run import UserError
 
 
@@ -177,3 +177,39 @@ def test_encoder_hash_sees_the_encoder_only(tiny_base):
     before = encoder_hash(load_mimi(config, weights))
     assert encoder_hash(load_mimi(config, weights | {"mimi.quantizer.output_proj.weight": weights["mimi.quantizer.output_proj.weight"] + 1})) == before
     assert encoder_hash(load_mimi(config, weights | {"mimi.downsample.conv.conv.weight": weights["mimi.downsample.conv.conv.weight"] + 1})) != before
+
+
+def test_token_durations_are_recovered():
+    """Utterances whose lengths are sums of known durations give these durations back."""
+    rng = np.random.default_rng(0)
+    true = np.array([0.0, 1.5, 0.7, 3.0, 0.0])
+    tokens = [list(rng.integers(1, 5, rng.integers(5, 30))) for _ in range(50)]
+    frames = [sum(true[t] for t in row) for row in tokens]
+    np.testing.assert_allclose(token_durations(tokens, frames, 5), true + 0.02, atol=1e-6)
+
+
+def test_guided_positions_see_only_the_text_near_them(flow_lm):
+    """What a frame predicts depends on the tokens in its window and on no other; an open window is no window."""
+    row = make_row(0, 20, 10)
+    row.token_times = torch.stack([torch.arange(10) * 2.0, torch.arange(10) * 2.0 + 2], 1)
+    mask = guided_mask([row], [71], 71 + 21, 1.5)[0, 0]
+    text, audio = slice(61, 71), slice(71, 92)
+    assert mask[audio, text][0].nonzero().flatten().tolist() == [0, 1]  # frame 0 lasts to 1; tokens that begin before 2.5
+    assert mask[audio, text][10].nonzero().flatten().tolist() == [4, 5, 6]
+    assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] == mask[audio, text][20].nonzero().flatten().tolist()
+    causal = torch.ones(92, 92, dtype=torch.bool).tril()
+    assert torch.equal(mask[:71], causal[:71]) and torch.equal(mask[audio, audio], causal[audio, audio])
+    model = TrainableTTS(flow_lm)
+    torch.testing.assert_close(model.backbone([row], 1e6)[0], model.backbone([row])[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model.backbone([row], 1.5)[0], model.backbone([row])[0], atol=1e-3)
+
+
+def test_distillation_can_leave_the_transformer_alone(flow_lm):
+    model, rows = TrainableTTS(flow_lm, distill_head_only=True), [make_row(0, 9, 5)]
+    grads = []
+    for weight in (0.0, 1.0):
+        model.zero_grad()
+        model(rows, weight)["loss"].backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    same = {n for n in grads[0] if torch.equal(grads[0][n], grads[1][n])}
+    assert {n for n in grads[0] if "transformer" in n} <= same and not any("flow_net" in n for n in same)

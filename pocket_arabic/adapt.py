@@ -1,0 +1,63 @@
+"""What trains: the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone."""
+
+import copy
+import re
+
+import torch
+from pocket_tts.models.flow_lm import FlowLMModel
+
+from pocket_arabic.run import UserError
+
+HEAD = ("flow_net.", "out_eos.")
+ADAPTED = ["in_proj", "out_proj", "linear1", "linear2"]  # the linear layers of a transformer layer
+CHOICES = "full, last:N (layers), lora:R (rank) or text"
+
+
+def parse_tune(tune: str) -> tuple[str, int]:
+    """`last:2` -> ("last", 2), `full` -> ("full", 0). Raises UserError."""
+    match = re.fullmatch(r"(full|text)|(last|lora):([1-9]\d*)", tune)
+    if not match:
+        raise UserError(f"--tune {tune}: not known; give {CHOICES}")
+    return (match[1], 0) if match[1] else (match[2], int(match[3]))
+
+
+def freezes_head(tune: str, freeze_head: bool | None) -> bool:
+    """By default the head (flow_net, out_eos) is frozen with `lora` and always with `text`, and trains otherwise."""
+    kind, _ = parse_tune(tune)
+    return kind == "text" or (kind == "lora" if freeze_head is None else freeze_head)
+
+
+def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lora_alpha: float | None, lora_dropout: float) -> None:
+    """Set `requires_grad` on every parameter; with `lora:R` first put adapters into the transformer's linear layers.
+
+    last:N  the last N layers, text embedding, output norm, head
+    lora:R  adapters of rank R (scale alpha / R, alpha 2 R by default), text embedding
+    text    the text embedding
+    Raises UserError if the model has fewer than N layers.
+    """
+    kind, number = parse_tune(tune)
+    num_layers = len(flow_lm.transformer.layers)
+    if kind == "last" and number > num_layers:
+        raise UserError(f"--tune {tune}: the base has {num_layers} layers")
+    if kind == "lora":
+        from peft import LoraConfig, inject_adapter_in_model  # here, because it imports transformers: seconds
+
+        alpha = 2 * number if lora_alpha is None else lora_alpha
+        inject_adapter_in_model(LoraConfig(r=number, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=ADAPTED), flow_lm)
+    layers = [f"transformer.layers.{i}." for i in range(num_layers - number, num_layers)]
+    chosen = {"full": [""], "text": ["conditioner."], "lora": ["conditioner."], "last": ["conditioner.", "out_norm.", *layers]}[kind]
+    frozen = HEAD if freezes_head(tune, freeze_head) else ()
+    chosen = tuple(chosen) if frozen else (*chosen, *HEAD)
+    for name, parameter in flow_lm.named_parameters():
+        parameter.requires_grad_((name.startswith(chosen) and not name.startswith(frozen)) or ".lora_" in name)
+
+
+def merged(flow_lm: FlowLMModel) -> dict[str, torch.Tensor]:
+    """The FlowLM's tensors under the names of a release, adapters merged into the layers they sit on."""
+    if not any(".lora_" in name for name, _ in flow_lm.named_parameters()):
+        return flow_lm.state_dict()
+    flow_lm = copy.deepcopy(flow_lm)
+    for module in flow_lm.modules():
+        if hasattr(module, "lora_A"):
+            module.merge()
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in flow_lm.state_dict().items() if ".lora_" not in name}

@@ -1,0 +1,141 @@
+"""What trains and what stays, adapters, and one batch divided over parts and processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TRAIN, fails, run
+from pocket_tts import TTSModel
+from safetensors.torch import load_file
+from test_model import make_row
+
+from pocket_arabic.adapt import merged, set_trainable
+from pocket_arabic.model import LSD, TrainableTTS
+from pocket_arabic.run import read_jsonl
+
+HEAD = ("flow_lm.flow_net.", "flow_lm.out_eos.")
+LAYER = "flow_lm.transformer.layers."
+LINEAR = tuple(f"{LAYER}{i}.{name}.weight" for i in (0, 1) for name in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"))
+EXPECTED = {
+    "full": ("flow_lm.",),
+    "last:1": ("flow_lm.conditioner.", "flow_lm.out_norm.", f"{LAYER}1.", *HEAD),
+    "last:1 --freeze-head": ("flow_lm.conditioner.", "flow_lm.out_norm.", f"{LAYER}1."),
+    "lora:2": ("flow_lm.conditioner.", *LINEAR),
+    "lora:2 --no-freeze-head --lora-dropout 0.1": ("flow_lm.conditioner.", *LINEAR, *HEAD),
+    "text": ("flow_lm.conditioner.",),
+}
+
+
+@pytest.mark.parametrize("tune", EXPECTED)
+def test_a_step_changes_exactly_what_it_names(tune, finished_run, cache, tmp_path, monkeypatch):
+    base = finished_run / "bundle"
+    flags = ["--init", "base", "--base", base / "arabic.yaml", "--max-steps", 1, "--sample-every", 0, "--lr", 0.01, "--warmup-steps", 0, "--weight-decay", 0.1]
+    result = run("train.py", *TRAIN, *flags, "--tune", *tune.split(), "--data", cache, "--out", tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+    # The bundle may hold the untrained step 0, if that scored better; the averages after the step are what is asked about.
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "r" / "bundle" / "model.safetensors")
+    assert before.keys() == after.keys()
+    if json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000":
+        assert all(torch.equal(before[k], after[k]) for k in before)
+    state = load_file(tmp_path / "r" / "checkpoints" / "step_000001" / "model.safetensors")
+    adapters = {k.split(".lora_")[0] + ".weight" for k in state if ".lora_B" in k and state[k].any()}
+    state = {k.replace(".base_layer.", "."): v for k, v in state.items() if k.startswith("flow_lm.") and ".lora_" not in k}
+    changed = {k for k in state if not torch.equal(state[k], before[k])} | adapters
+    assert changed == {k for k in state if k.startswith(EXPECTED[tune]) and not k.endswith(("emb_mean", "emb_std", "freqs"))}
+    monkeypatch.chdir(tmp_path / "r" / "bundle")
+    TTSModel.load_model(config="arabic.yaml")  # strict
+
+
+def test_merged_adapters_equal_unmerged(flow_lm):
+    set_trainable(flow_lm, "lora:4", None, None, 0.0)
+    with torch.no_grad():
+        for name, parameter in flow_lm.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.1)
+    rows = [make_row(i, 12, 7) for i in range(3)]
+    adapted = torch.cat(TrainableTTS(flow_lm).backbone(rows))
+    state = merged(flow_lm)
+    for module in list(flow_lm.modules()):
+        for name, child in list(module.named_children()):
+            if hasattr(child, "lora_A"):
+                setattr(module, name, child.base_layer)
+    plain = torch.cat(TrainableTTS(flow_lm).backbone(rows))
+    assert (plain - adapted).abs().max() > 0.01  # the adapters do something
+    flow_lm.load_state_dict(state, strict=True)
+    torch.testing.assert_close(torch.cat(TrainableTTS(flow_lm).backbone(rows)), adapted, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_add_up_to_the_batch(flow_lm):
+    """Loss and gradients of four rows at once equal the sums over uneven parts of them."""
+    model = TrainableTTS(flow_lm)
+    rows = [make_row(i, frames, 6) for i, frames in enumerate((5, 30, 11, 18))]
+    size = sum(len(r.latents) for r in rows), len(rows)
+    whole = model(rows, LSD.DISTILL_WEIGHT)
+    whole["loss"].backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    parts = [model(part, LSD.DISTILL_WEIGHT, size) for part in (rows[:1], rows[1:])]
+    sum(p["loss"] for p in parts).backward()
+    for name in whole:
+        torch.testing.assert_close(sum(p[name] for p in parts), whole[name], rtol=1e-5, atol=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
+    """Three steps of four utterances: at once, in two parts, on two processes; the epoch's last batch is a short one."""
+    common = [*TRAIN, "--data", cache, "--sample-every", 0, "--max-steps", 3]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    two = [*launch, "--main_process_port", "0", ROOT / "train.py", *common, "--batch-size", 2, "--out", tmp_path / "processes"]
+    result = subprocess.run([str(a) for a in two], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name, flags in {"whole": ["--batch-size", 4], "accumulated": ["--batch-size", 2, "--grad-accum", 2]}.items():
+        result = run("train.py", *common, *flags, "--out", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    logs = {n: [r for r in read_jsonl(tmp_path / n / "progress.jsonl") if r["kind"] == "train"] for n in ("whole", "accumulated", "processes")}
+    weights = {n: load_file(tmp_path / n / "checkpoints" / "step_000003" / "model.safetensors") for n in logs}
+    for name in ("accumulated", "processes"):
+        for a, b in zip(logs["whole"], logs[name], strict=True):
+            for key in ("loss", "flow_error", "eos", "grad_norm"):
+                assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5), (name, key)  # the log has five decimals
+        for key, value in weights["whole"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}")
+    # A run goes on on another machine if a step stays the same.
+    result = run("train.py", *common[:-1], 4, "--batch-size", 1, "--grad-accum", 4, "--out", tmp_path / "processes")
+    assert result.returncode == 0 and "continuing at step 3" in result.stdout, result.stderr
+    fails(run("train.py", *common, "--batch-size", 3, "--out", tmp_path / "processes"), "effective_batch: 4 -> 3")
+
+
+def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
+    flags = ["--subset", 2, "--max-steps", 30, "--eval-every", 30, "--sample-every", 0, "--lr", "3e-3"]
+    result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
+    assert result.returncode == 0 and "2 utterances" in result.stdout, result.stderr
+    scores = [r["valid_flow_error"] for r in read_jsonl(tmp_path / "r" / "progress.jsonl") if r["kind"] == "eval"]
+    assert scores[-1] < 0.9 * scores[0]
+
+
+def test_patience_stops_and_keeps_the_best(cache, tmp_path):
+    """With no learning rate to speak of, later scores are not better than the first."""
+    flags = ["--patience", 2, "--eval-every", 1, "--max-steps", 50, "--sample-every", 0, "--lr", "1e-30", "--weight-decay", 0]
+    result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
+    assert result.returncode == 0 and "no better than step 0 for 2 evaluations" in result.stdout, result.stderr
+    assert json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000"
+
+
+def test_wandb_offline_needs_no_login(cache, tmp_path):
+    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 2, "--sample-every", 0, "--wandb", "test", HOME=str(tmp_path), WANDB_API_KEY="")
+    assert result.returncode == 0 and "offline" in result.stdout, result.stderr[-2000:]
+    assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))
+
+
+def test_adaptation_refuses(cache, finished_run, tmp_path):
+    args = ["--data", cache, "--out", tmp_path / "r"]
+    for tune in ("lora", "lora:0", "last:x", "everything"):
+        fails(run("train.py", *args, "--tune", tune), f"--tune {tune}", "last:N")
+    fails(run("train.py", *args, "--base", finished_run / "bundle" / "arabic.yaml", "--tune", "last:9"), "has 2 layers")
+    fails(run("train.py", *args, "--mark-dropout", 1.5), "--mark-dropout")
+    assert not (tmp_path / "r").exists()
