@@ -7,7 +7,7 @@ export MALLOC_TRIM_THRESHOLD_ = 1000000000000
 export MALLOC_TOP_PAD_ = 536870912
 
 # How the nano base learns Arabic in a quarter of an hour; the real base trains with train.py's defaults.
-DEMO := --batch-size 16 --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 1 --distill-head-only --guide-steps 840 --epochs 1000 --max-steps 1200 --max-hours 0.25
+DEMO := --batch-size 16 --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 1 --distill-head-only --guide-steps 770 --epochs 1000 --max-steps 1100 --max-hours 0.25
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean
