@@ -398,10 +398,10 @@ class Training:
         if self.args.wandb:
             import wandb
 
+            options = {"dir": str(self.args.out), "name": self.args.out.name}
             if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
-                os.environ["WANDB_MODE"] = "offline"
+                options["mode"] = "offline"
                 print(f"wandb: nobody is logged in; logging offline to {self.args.out}/wandb (wandb sync uploads it)")
-            options = {"dir": str(self.args.out), "name": self.args.out.name, "resume": "allow"}
             self.accelerator.init_trackers(self.args.wandb, {k: str(v) for k, v in recipe.items()}, {"wandb": options})
 
     def open_folder(self, recipe: dict) -> None:
