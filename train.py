@@ -232,7 +232,7 @@ class Rows:
 
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
-        of like length (padding: 3 % of positions), then the batches shuffled."""
+        of like length (padding: 5 % of positions on the embedded corpus), then the batches shuffled."""
         rng = np.random.default_rng([ORDER, self.args.seed, epoch])
         indices = rng.permutation(len(self.rows))
         pool = 16 * batch_size

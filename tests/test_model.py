@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, encoder_hash, guided_mask, load_config, load_mimi, load_weights, token_durations
+from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, draw_text, encoder_hash, guided_mask, load_config, load_mimi, load_weights, token_durations
 from pocket_arabic.run import UserError
 
 
@@ -213,3 +213,15 @@ def test_distillation_can_leave_the_transformer_alone(flow_lm):
         grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     same = {n for n in grads[0] if torch.equal(grads[0][n], grads[1][n])}
     assert {n for n in grads[0] if "transformer" in n} <= same and not any("flow_net" in n for n in same)
+
+
+def test_careless_text():
+    """Marks go from as many rows as asked, all of them from half of these; letters never."""
+    text = "*ahaba Alowaladu <ilaY Als~uwqi."
+    assert draw_text(np.random.default_rng(0), text, 0.0, 0.0) == text
+    assert draw_text(np.random.default_rng(0), text, 0.0, 1.0) == text[:-1]
+    drawn = [draw_text(np.random.default_rng(i), text, 0.6, 0.0) for i in range(400)]
+    bare = "*hb Alwld <lY Alswq."
+    assert {"".join(c for c in d if c not in "aiuo~") for d in drawn} == {bare}
+    assert abs(sum(d == bare for d in drawn) / 400 - 0.3) < 0.07
+    assert abs(sum(d == text for d in drawn) / 400 - 0.4) < 0.08

@@ -103,6 +103,17 @@ def test_corpus_without_a_usable_row_is_refused(kind, tiny_base, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_romanized_text_is_taken_as_it_is(corpus, tiny_base, tmp_path):
+    """For a base's own language; what the tokenizer cannot spell is rejected."""
+    (tmp_path / "metadata.csv").write_text("file_name,text,split\n0.wav,She had  seen it.,train\n1.wav,نَعَمْ.,train\n", encoding="utf-8")
+    for name in ("0.wav", "1.wav"):
+        shutil.copyfile(corpus / name, tmp_path / name)
+    result = run("data_prep.py", "--corpus", tmp_path, "--base", tiny_base, "--romanized", "--out", tmp_path / "c")
+    assert result.returncode == 0, result.stderr
+    assert [r["text_model"] for r in Cache(tmp_path / "c").rows] == ["She had seen it."]
+    assert "cannot spell" in read_jsonl(tmp_path / "c" / "rejects.jsonl")[0]["reason"]
+
+
 def test_trim_keeps_head_and_tail(tiny_base, tmp_path):
     rate, tone = 24000, 0.5 * np.sin(np.arange(24000) * 0.1)
     sf.write(tmp_path / "a.wav", np.concatenate([np.zeros(rate), tone, np.zeros(2 * rate)]), rate)
