@@ -220,8 +220,9 @@ def test_careless_text():
     text = "*ahaba Alowaladu <ilaY Als~uwqi."
     assert draw_text(np.random.default_rng(0), text, 0.0, 0.0) == text
     assert draw_text(np.random.default_rng(0), text, 0.0, 1.0) == text[:-1]
-    drawn = [draw_text(np.random.default_rng(i), text, 0.6, 0.0) for i in range(400)]
+    drawn = [draw_text(np.random.default_rng(i), text, 0.6, 0.0) for i in range(2000)]
     bare = "*hb Alwld <lY Alswq."
     assert {"".join(c for c in d if c not in "aiuo~") for d in drawn} == {bare}
-    assert abs(sum(d == bare for d in drawn) / 400 - 0.3) < 0.07
-    assert abs(sum(d == text for d in drawn) / 400 - 0.4) < 0.08
+    # A random part of 11 marks is all or none of them in one case of 12 each.
+    assert abs(sum(d == bare for d in drawn) / 2000 - (0.3 + 0.3 / 12)) < 0.03
+    assert abs(sum(d == text for d in drawn) / 2000 - (0.4 + 0.3 / 12)) < 0.03
