@@ -359,7 +359,8 @@ class Training:
         tokenize = flow_lm.conditioner.tokenizer.encode
         set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
         self.tts = TrainableTTS(flow_lm, args.distill_head_only)  # self.model is the same, wrapped for several processes
-        optimizer = torch.optim.AdamW([p for p in self.tts.parameters() if p.requires_grad], args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+        self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.trainable, args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(self.tts, optimizer)
         self.ema = EMA(self.tts, args.ema)
         self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args) for split in ("train", "valid"))
@@ -457,7 +458,7 @@ class Training:
                 self.window.setdefault(name, []).append(value.detach())
             lengths = [len(r.latents) + len(r.tokens) + len(r.prompt) for r in rows]
             self.window_padding.append(1 - sum(lengths) / (max(lengths) * len(lengths)))
-        norm = self.accelerator.clip_grad_norm_([p for p in self.tts.parameters() if p.requires_grad], args.clip)
+        norm = self.accelerator.clip_grad_norm_(self.trainable, args.clip)
         if not self.accelerator.scaler and not torch.isfinite(norm):  # a scaler skips such steps by itself
             inputs = args.out / f"not_finite_step_{self.step:06d}.pt"
             torch.save({"ids": [self.train.rows[i]["id"] for i in batch], "last_part": [vars(r) for r in rows], "losses": losses}, inputs)
