@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Corpus in, cache out: romanised text and Mimi latents, ready for train.py.
 
-Reads   --corpus: `demo` (the embedded corpus) or a folder with metadata.csv (file_name,text[,split,speaker]);
-        --base:   the Pocket TTS model whose codec encodes the audio (`demo`, `english`, a CONFIG.yaml).
-Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), rejects.jsonl (id,
-        reason), voice.wav (a reference prompt), stats.json, and last cache.json, which makes the cache whole.
+Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, a folder (metadata.csv or .jsonl with file_name
+                  and text, or LJSpeech's id|text), or demo, the embedded corpus;
+        --base:   the Pocket TTS model whose codec encodes the audio (`english`, `demo`, a CONFIG.yaml).
+Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), codes.npy with --codes,
+        rejects.jsonl (id, reason), voice.wav (a reference prompt), stats.json, stats.png, and last cache.json, which
+        makes the cache whole.
 
+    python data_prep.py                                               # ClArTTS and the released English base
     python data_prep.py --corpus demo                                 # the embedded corpus, a minute on 2 cores
-    python data_prep.py --corpus my_recordings --base english         # your folder, the released English base
+    python data_prep.py --corpus my_recordings                        # your folder
+    accelerate launch --num_processes 4 data_prep.py                  # the same cache, the work shared
     python data_prep.py --corpus demo --limit 20 --out data/small     # a quick look
 
 The same command again continues where it stopped, and does nothing when nothing is left.
@@ -16,32 +20,54 @@ The same command again continues where it stopped, and does nothing when nothing
 import argparse
 import re
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from accelerate import PartialState
+from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import AudioError, read_audio, speech_bounds, write_wav
-from pocket_arabic.cache import CacheWriter
-from pocket_arabic.corpus import Corpus, Utterance, open_corpus
-from pocket_arabic.model import audit, encoder_hash, load_config, load_mimi, load_tokenizer, load_weights
+from pocket_arabic.audio import AudioError, clipped_share, level_db, load_audio, read_audio, resample, speech_bounds
+from pocket_arabic.cache import CacheWriter, recorded_options
+from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
+from pocket_arabic.model import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
 from pocket_arabic.run import UserError, command, use_all_cores, write_json
 
-PROMPT_SEC = 6.0  # voice.wav is the training utterance nearest to this length; prompts in training have 2.5 to 10 s
+matplotlib.use("Agg")
+
+BLOCK = 32  # utterances encoded and written at a time; what a kill can cost: half a minute on 2 cores
+REVIEW = 20  # random before/after pairs printed at the end
 
 
 def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--version", action="version", version=__version__)
     g = p.add_argument_group("what")
-    g.add_argument("--corpus", required=True, help="demo, or a folder with metadata.csv")
+    g.add_argument("--corpus", default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo")
     g.add_argument("--base", help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
     g.add_argument("--out", type=Path, help="the cache's folder; default data/NAME after the corpus")
+    g.add_argument("--limit", type=int, help="use only the first N utterances of each split")
+    g = p.add_argument_group("a dataset of the hub")
+    g.add_argument("--revision", help="branch, tag or commit; default the newest, whose commit is recorded")
+    g.add_argument("--text-column", default="text", help="the transcript")
+    g.add_argument("--audio-column", default="audio", help="an Audio feature, or a list of samples with a sampling_rate column beside it")
+    g.add_argument("--speaker-column", help="the speaker's name; default one speaker")
+    g.add_argument("--split-map", default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()), help="the dataset's splits and what they are here: train, valid or test")
+    g = p.add_argument_group("text")
     g.add_argument("--romanized", action="store_true", help="the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is")
-    g.add_argument("--limit", type=int, help="use only the first N utterances")
+    g.add_argument("--phonemes", choices=("espeak",), help="IPA instead of Buckwalter: for a base whose tokenizer cannot take Buckwalter; stock tools then read IPA only")
+    g.add_argument("--substitute", default="", help="Buckwalter symbols the tokenizer does not know and what to write for them: '{=W,|=X'; bundles carry the table")
+    g.add_argument("--letters-per-sec", type=float, nargs=2, default=(2.0, 25.0), metavar=("MIN", "MAX"), help="reject what is read slower or faster: text of another clip")
     g = p.add_argument_group("audio")
     g.add_argument("--min-sec", type=float, default=1.0, help="reject shorter utterances, in seconds after trimming")
     g.add_argument("--max-sec", type=float, default=20.0, help="reject longer utterances, in seconds after trimming")
@@ -54,146 +80,327 @@ def parse_args() -> argparse.Namespace:
         default=0.6,
         help="silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 %% (kyutai-labs/pocket-tts#306)",
     )
+    g.add_argument("--min-level-db", type=float, default=-45.0, help="reject quieter speech: root mean square after trimming, in dB of full scale")
+    g.add_argument("--max-clipped", type=float, default=1e-3, help="reject a larger share of samples in flat tops")
+    g = p.add_argument_group("codes")
+    g.add_argument("--codes", type=int, help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none")
+    g.add_argument("--codes-weights", help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)")
     g = p.add_argument_group("machine")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the codec runs")
+    g.add_argument("--device", help="where the codec runs; default the GPU of the process, else cpu")
+    g.add_argument("--batch-sec", type=float, help="seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, where batches do not pay")
+    g.add_argument("--workers", type=int, default=2, help="threads that read, resample and trim while the codec encodes")
     args = p.parse_args()
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu") from None
-    if not 0 < args.min_sec < args.max_sec:
-        raise UserError(f"--min-sec {args.min_sec} --max-sec {args.max_sec}: the first must be positive and smaller")
+    check_args(args)
     args.base = args.base or ("demo" if args.corpus == "demo" else "english")
     args.out = args.out or Path("data") / Path(args.corpus).resolve().name
     return args
 
 
-def utterance_text(text: str, tokenizer, romanized: bool) -> tuple[str, str]:
+def check_args(args: argparse.Namespace) -> None:
+    for name in ("limit", "workers", "codes", "batch_sec"):
+        value = getattr(args, name)
+        if value is not None and value < (0 if name == "batch_sec" else 1):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {0 if name == 'batch_sec' else 1}")
+    if args.codes and args.codes > 32:
+        raise UserError(f"--codes {args.codes}: Mimi has 32 codebooks")
+    if not 0 < args.min_sec < args.max_sec:
+        raise UserError(f"--min-sec {args.min_sec} --max-sec {args.max_sec}: the first must be positive and smaller")
+    if args.phonemes and args.romanized:
+        raise UserError("--phonemes, --romanized: give one of them; phonemes are made from Arabic script")
+    args.substitute = pairs(args.substitute, "--substitute")
+    for symbol, other in args.substitute.items():
+        if symbol not in arabic.FROM_MODEL or len(other) != 1 or other in arabic.FROM_MODEL or other.isspace():
+            raise UserError(f"--substitute {symbol}={other}: a Buckwalter symbol on the left, on the right one that Buckwalter does not use")
+    if len(set(args.substitute.values())) < len(args.substitute):
+        raise UserError("--substitute: one symbol stands for two; romanisation would not be reversible")
+    args.split_map = pairs(args.split_map, "--split-map")
+    unknown = [v for v in args.split_map.values() if v not in SPLITS]
+    if unknown:
+        raise UserError(f"--split-map: {unknown[0]} is none of {', '.join(SPLITS)}")
+
+
+def pairs(text: str, flag: str) -> dict[str, str]:
+    """'a=b,c=d' -> {"a": "b", "c": "d"}. Raises UserError."""
+    found = [p.partition("=") for p in text.split(",") if p]
+    if any(not key or not value for key, _, value in found):
+        raise UserError(f"{flag} {text}: write pairs, left=right, with commas between them")
+    return {key: value for key, _, value in found}
+
+
+# --- one utterance ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Prepared:
+    row: dict  # of the manifest, but for its place
+    samples: np.ndarray  # [n] at the codec's rate
+
+
+def utterance_text(text: str, tokenizer, args: argparse.Namespace) -> tuple[str, str]:
     """Text as given -> (text_norm, text_model). Raises TextError."""
-    if not romanized:
-        return arabic.model_text(text)
-    text = " ".join(text.split())
-    if not text or tokenizer.decode(tokenizer.encode(text)) != text:
-        raise arabic.TextError("the tokenizer cannot spell this text" if text else "no text")
-    return text, text
+    if args.romanized:
+        text_norm = text_model = " ".join(text.split())
+        if not text_norm:
+            raise arabic.TextError("no text")
+    else:
+        text_norm, text_model = arabic.model_text(text, phonemes=args.phonemes, substitutes=args.substitute)
+    if (args.romanized or args.phonemes) and tokenizer.decode(tokenizer.encode(text_model)) != text_model:
+        raise arabic.TextError("the tokenizer cannot spell this text")
+    return text_norm, text_model
 
 
-def utterance_audio(utterance: Utterance, args: argparse.Namespace, rate: int) -> tuple[np.ndarray, float]:
-    """Read, resample and trim -> [samples] at `rate`, and the second at which speech ends. Raises AudioError."""
-    samples = read_audio(utterance.audio, rate)
-    start, end = speech_bounds(samples, rate, args.floor_db)
-    if args.trim:
-        first = max(0, start - int(args.head_sec * rate))
-        samples, end = samples[first : end + int(args.tail_sec * rate)], end - first
-    seconds = len(samples) / rate
-    if seconds < args.min_sec:
-        raise AudioError("too short")
-    if seconds > args.max_sec:
-        raise AudioError("too long")
-    return samples, end / rate
+def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace) -> Prepared | str:
+    """Text and audio of one utterance, checked, resampled and trimmed; or the reason to leave it out."""
+    try:
+        text_norm, text_model = utterance_text(utterance.text, tokenizer, args)
+        raw, raw_rate = load_audio(utterance.audio)
+        if clipped_share(raw) > args.max_clipped:
+            raise AudioError("audio clipped")
+        samples = resample(raw, raw_rate, rate)
+        start, end = speech_bounds(samples, rate, args.floor_db)
+        level = level_db(samples[start:end])
+        if level < args.min_level_db:
+            raise AudioError("audio too quiet")
+        letters = sum(c.isalpha() for c in text_norm) * rate / (end - start)
+        if letters < args.letters_per_sec[0]:
+            raise AudioError("read too slowly for its text")
+        if letters > args.letters_per_sec[1]:
+            raise AudioError("read too fast for its text")
+        if args.trim:
+            first = max(0, start - int(args.head_sec * rate))
+            samples, end = samples[first : end + int(args.tail_sec * rate)], end - first
+        seconds = len(samples) / rate
+        if seconds < args.min_sec:
+            raise AudioError("too short")
+        if seconds > args.max_sec:
+            raise AudioError("too long")
+    except (arabic.TextError, AudioError) as error:
+        return str(error)
+    row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "chapter": utterance.chapter}
+    row |= {"text": utterance.text, "text_norm": text_norm, "text_model": text_model, "duration_sec": round(seconds, 3), "speech_end_sec": round(end / rate, 3)}
+    row |= {"raw_sec": round(len(raw) / raw_rate, 3), "raw_level_db": round(level_db(raw), 2), "level_db": round(level_db(samples), 2), "letters_per_sec": round(letters, 2)}
+    return Prepared(row, samples)
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def batches(samples: list[np.ndarray], most: float) -> list[list[int]]:
+    """Clips sorted by length into batches of at most `most` samples, padding included; 0: one clip each."""
+    order, found = sorted(range(len(samples)), key=lambda i: len(samples[i])), []
+    for i in order:
+        if found and (len(found[-1]) + 1) * len(samples[i]) <= most:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
 
 
 @torch.no_grad()
-def encode(mimi, samples: np.ndarray, device: str) -> np.ndarray:
-    """[samples] -> latents float32 [frames, 32]; the codec pads the last frame with zeros."""
-    return mimi.encode_to_latent(torch.from_numpy(samples).to(device)[None, None])[0].float().cpu().numpy()
+def encode(codec, samples: list[np.ndarray], frame: int, device: torch.device, most: float = 0) -> list[np.ndarray]:
+    """Clips [n] -> what `codec` makes of each, [ceil(n / frame), width].
+
+    The codec pads the last frame with zeros, as batches do, and is causal: padding reaches no frame that is kept.
+    """
+    found: list[np.ndarray] = [None] * len(samples)
+    for batch in batches(samples, most):
+        counts = [-(-len(samples[i]) // frame) for i in batch]
+        padded = np.zeros((len(batch), 1, max(counts) * frame), np.float32)
+        for row, i in enumerate(batch):
+            padded[row, 0, : len(samples[i])] = samples[i]
+        encoded = codec(torch.from_numpy(padded).to(device)).cpu().numpy()  # [B, frames, width]
+        for row, i in enumerate(batch):
+            found[i] = encoded[row, : counts[row]]
+    return found
 
 
-def prepare(corpus: Corpus, writer: CacheWriter, tokenizer, mimi, args: argparse.Namespace) -> None:
-    """Append every utterance of the corpus to the cache, or its reject, continuing after those already there."""
-    rate, done = mimi.sample_rate, writer.done_ids()
-    nearest = min((abs(r["duration_sec"] - PROMPT_SEC) for r in writer.rows if r["split"] == "train"), default=np.inf)
-    hours, start = 0.0, time.monotonic()
+def blocks(corpus_shards: list, mine: range, writer: CacheWriter) -> Iterator[tuple[int, Path, list[Utterance]]]:
+    """This process's share of the corpus in blocks not yet written; the last of a shard is [], with its number."""
+    for shard in mine:
+        if writer.shard_done(shard):
+            continue
+        utterances, index = corpus_shards[shard](), 0
+        while block := list(islice(utterances, BLOCK)):
+            path = writer.block(shard, index)
+            if not path.exists():
+                yield shard, path, block
+            index += 1
+        yield shard, writer.block(shard, index), []
+
+
+def ahead(work: Iterator[tuple[int, Path, list[Utterance]]], pool: ThreadPoolExecutor, prepared: partial) -> Iterator[tuple[int, Path, list[Utterance], list[Future]]]:
+    """The blocks with their utterances' preparation under way: of the next one too, while this one is encoded."""
+    waiting: deque = deque()
+    for shard, path, block in work:
+        waiting.append((shard, path, block, [pool.submit(prepared, u) for u in block]))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: PartialState, tokenizer, mimi, moshi, args: argparse.Namespace) -> None:
+    """Write every block of this process's shards that is not there yet."""
+    rate, frame = mimi.sample_rate, int(mimi.sample_rate / mimi.frame_rate)
+    device = torch.device(args.device)
+    batch_sec = args.batch_sec if args.batch_sec is not None else (120.0 if device.type == "cuda" else 0.0)
+    seconds, clips, start = 0.0, 0, time.monotonic()
     said = start
-    bar = tqdm(corpus.utterances, unit=" clips", disable=None)
-    for utterance in bar:
-        if utterance.id in done:
-            continue
-        try:
-            text_norm, text_model = utterance_text(utterance.text, tokenizer, args.romanized)
-            samples, speech_end = utterance_audio(utterance, args, rate)
-            latents = encode(mimi, samples, args.device)
-            if np.ptp(latents, axis=0).max() < 1e-6:
-                raise AudioError("constant latents")
-        except (arabic.TextError, AudioError) as error:
-            writer.reject(utterance.id, str(error))
-            continue
-        duration = round(len(samples) / rate, 3)
-        if utterance.split == "train" and abs(duration - PROMPT_SEC) < nearest:
-            nearest = abs(duration - PROMPT_SEC)
-            write_wav(args.out / "voice.wav", samples, rate)
-        row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "text": utterance.text}
-        writer.add(row | {"text_norm": text_norm, "text_model": text_model, "duration_sec": duration, "speech_end_sec": round(speech_end, 3)}, latents)
-        hours += duration / 3600
-        progress = f"{hours:.2f} h, {hours * 3600 / (time.monotonic() - start):.1f}x real time"
-        bar.set_postfix_str(progress)
-        if bar.disable and time.monotonic() - said > 15:  # no terminal: a line now and then
-            print(f"{len(writer.rows)} of {len(corpus.utterances)} clips, {progress}", flush=True)
-            said = time.monotonic()
-    if not writer.rows:
-        writer.discard()
-        reasons = "; ".join(f"{r['reason']} ({r['id']})" for r in writer.rejects[:3])
-        raise UserError(f"{args.corpus}: none of its {len(writer.rejects)} utterances can be used: {reasons}")
+    mine = range(state.process_index, len(shards), state.num_processes)
+    share = total and -(-total // state.num_processes)
+    before = writer.num_blocks() * BLOCK // state.num_processes
+    bar = tqdm(total=share, initial=before, unit=" clips", disable=None if state.is_main_process else True)
+    with ThreadPoolExecutor(args.workers) as pool:
+        for shard, path, block, futures in ahead(blocks(shards, mine, writer), pool, partial(prepare, tokenizer=tokenizer, rate=rate, args=args)):
+            if not block:
+                writer.finish_shard(shard)
+                continue
+            results = [f.result() for f in futures]
+            rejects = [{"id": u.id, "reason": r} for u, r in zip(block, results) if isinstance(r, str)]
+            good = [r for r in results if isinstance(r, Prepared)]
+            latents = encode(mimi.encode_to_latent, [g.samples for g in good], frame, device, batch_sec * rate)
+            kept = [i for i, found in enumerate(latents) if np.ptp(found, axis=0).max() >= 1e-6]
+            rejects += [{"id": good[i].row["id"], "reason": "constant latents"} for i in range(len(good)) if i not in kept]
+            if good and not kept:
+                raise UserError(f"base {args.base}: its codec gives constant latents (weights without voice cloning?); {GATED}")
+            samples = [good[i].samples for i in kept]
+            rows = [good[i].row | {"num_frames": len(latents[i])} for i in kept]
+            arrays = {"latents": np.concatenate([np.zeros((0, 32), np.float32), *(latents[i] for i in kept)])}
+            if moshi:
+                codes = encode(lambda x: moshi.encode(x).transpose(1, 2), samples, frame, device, batch_sec * rate)
+                arrays["codes"] = np.concatenate([np.zeros((0, args.codes)), *codes]).astype(np.uint16)
+            writer.add_block(path, rows, rejects, arrays, samples, rate)
+            seconds, clips = seconds + sum(row["duration_sec"] for row in rows), clips + len(block)
+            progress = f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - start):.1f}x real time"
+            bar.update(len(block))
+            bar.set_postfix_str(progress)
+            if state.is_main_process and bar.disable and time.monotonic() - said > 15:  # no terminal: a line now and then
+                left = f", {(share - before - clips) * (time.monotonic() - start) / clips / 60:.1f} min left" if share else ""
+                print(f"{before + clips} clips, {progress}{left}", flush=True)
+                said = time.monotonic()
+    bar.close()
 
 
-def statistics(writer: CacheWriter, tokenizer, symbols: dict) -> dict:
-    """What a researcher checks first: counts, hours, rejects by reason, tokens per word, latent mean and deviation."""
+# --- what a researcher checks first -----------------------------------------------------------------------------------
+
+
+def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, tokenizer, symbols: dict) -> dict:
+    """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation; latents [frames, 32]."""
     reasons: dict[str, int] = {}
-    for reject in writer.rejects:
-        reason = re.sub(r" at position \d+", "", reject["reason"])
+    for reject in rejects:
+        reason = re.sub(r" at position \d+|, in .*", "", reject["reason"])
         reasons[reason] = reasons.get(reason, 0) + 1
-    latents = writer.latents()
-    tokens = sum(len(tokenizer.encode(r["text_model"])) for r in writer.rows)
-    words = sum(len(r["text_model"].split()) for r in writer.rows)
+    total, square = np.zeros(32), np.zeros(32)
+    for first in range(0, len(latents), 1 << 16):  # in pieces: memory does not grow with the corpus
+        part = latents[first : first + (1 << 16)].astype(np.float64)
+        total, square = total + part.sum(0), square + (part**2).sum(0)
+    mean = total / len(latents)
+    pieces = [len(tokenizer.encode(r["text_model"])) for r in rows]
     return {
-        "utterances": {s: sum(r["split"] == s for r in writer.rows) for s in ("train", "valid", "test")},
-        "hours": {s: round(sum(r["duration_sec"] for r in writer.rows if r["split"] == s) / 3600, 4) for s in ("train", "valid", "test")},
+        "utterances": {s: sum(r["split"] == s for r in rows) for s in SPLITS},
+        "hours": {s: round(sum(r["duration_sec"] for r in rows if r["split"] == s) / 3600, 4) for s in SPLITS},
+        "hours_of_silence_trimmed": round(sum(r["raw_sec"] - r["duration_sec"] for r in rows) / 3600, 4),
         "rejects": reasons,
-        "missing_marks": round(float(np.mean([arabic.missing_marks(r["text_norm"]) for r in writer.rows])), 4),
-        "tokens_per_word": round(tokens / words, 3),
-        "tokenizer_audit": {s: entry["pieces"] for s, entry in symbols.items()},
-        "latent_mean": round(float(latents.mean()), 4),
-        "latent_std": round(float(latents.std(0).mean()), 4),
+        "characters": sum(len(r["text_norm"]) for r in rows),
+        "missing_marks": round(float(np.mean([arabic.missing_marks(r["text_norm"]) for r in rows])), 4),
+        "tokens_per_word": round(sum(pieces) / sum(len(r["text_model"].split()) for r in rows), 3),
+        "longest_text_tokens": max(pieces),
+        "unknown_pieces": [s for s, entry in symbols.items() if not entry["known"]],
+        "tokenizer_audit": symbols,
+        "letters_per_sec": [round(float(q), 2) for q in np.percentile([r["letters_per_sec"] for r in rows], (1, 50, 99))],
+        "level_db": [round(float(q), 2) for q in np.percentile([r["level_db"] for r in rows], (1, 50, 99))],
+        "latent_mean": round(float(mean.mean()), 4),
+        "latent_std": round(float(np.sqrt(np.maximum(square / len(latents) - mean**2, 0)).mean()), 4),
     }
+
+
+@torch.no_grad()
+def plot_statistics(path: Path, rows: list[dict], voice: Path, mimi, device: str) -> None:
+    """stats.png: durations, reading rate, level before and after trimming, and the voice prompt through the codec."""
+    figure, axes = plt.subplot_mosaic([["sec", "rate", "level"], ["voice", "voice", "voice"], ["codec", "codec", "codec"]], figsize=(12, 9), layout="constrained")
+    axes["sec"].hist([r["duration_sec"] for r in rows], 40)
+    axes["sec"].set(title="duration after trimming", xlabel="seconds", ylabel="utterances")
+    axes["rate"].hist([r["letters_per_sec"] for r in rows], 40)
+    axes["rate"].set(title="letters a second of speech", xlabel="letters/s")
+    axes["level"].hist([[r["raw_level_db"] for r in rows], [r["level_db"] for r in rows]], 40, label=["as given", "trimmed"], histtype="step")
+    axes["level"].set(title="level", xlabel="dB of full scale")
+    axes["level"].legend()
+    rate = mimi.sample_rate
+    samples = read_audio(voice, rate)
+    latents = mimi.encode_to_latent(torch.from_numpy(samples).to(device)[None, None])[0]
+    for name, audio in (("voice", samples), ("codec", decode_latents(mimi, latents)[: len(samples)])):
+        # 43 ms windows resolve harmonics about 100 Hz apart.
+        axes[name].specgram(audio + 1e-9, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
+        axes[name].set(title={"voice": "voice.wav", "codec": "voice.wav through the codec"}[name], ylim=(0, 6000), ylabel="Hz", xlabel="seconds")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def report(args: argparse.Namespace, rows: list[dict], stats: dict) -> None:
+    """The closing table, and pairs of texts to read with one's own eyes."""
+    print(f"\n{min(REVIEW, len(rows))} texts, as given and as the model reads them:")
+    for i in sorted(np.random.default_rng(0).permutation(len(rows))[:REVIEW]):
+        print(f"  {rows[i]['id']}\n    {rows[i]['text']}\n    {rows[i]['text_model']}")
+    print()
+    for name, value in stats.items():
+        if name != "tokenizer_audit":
+            print(f"{name:24} {value}")
+    print(f"cache: {args.out}")
 
 
 def main() -> None:
     args = parse_args()
     use_all_cores()
+    state = PartialState(cpu=args.device == "cpu")
+    args.device = str(args.device or state.device)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu") from None
 
-    # 1. The corpus and the base, checked before anything slow.
-    corpus = open_corpus(args.corpus)
-    if args.limit:
-        del corpus.utterances[args.limit :]
+    # 1. The base and the corpus, checked before anything slow.
+    recorded = recorded_options(args.out) or {}
+    if args.revision is None and recorded.get("corpus_revision"):
+        args.revision = recorded["corpus_revision"]  # what the cache was begun with, whatever is newest by now
+    columns = Columns(args.text_column, args.audio_column, args.speaker_column, splits=args.split_map)
+    corpus: Corpus = open_corpus(args.corpus, args.limit, columns, args.revision)
     config = load_config(args.base)
     weights = load_weights(config)
     tokenizer = load_tokenizer(config)
-    symbols = audit(tokenizer, "".join(c for c in arabic.FROM_MODEL if c != " "))
+    symbols = {} if args.phonemes else audit(tokenizer, "".join(args.substitute.get(c, c) for c in arabic.FROM_MODEL if c != " "))
     unknown = " ".join(s for s, entry in symbols.items() if not entry["known"])
     if unknown:
-        raise UserError(f"base {args.base}: its tokenizer does not know {unknown}; give a base whose tokenizer does")
+        raise UserError(f"base {args.base}: its tokenizer does not know {unknown}; write others for them (--substitute '{unknown[0]}=W'), or use --phonemes espeak")
     mimi = load_mimi(config, weights)
 
     # 2. The cache: new, to be continued, or done.
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus")}
-    options |= {"corpus": corpus.name, "corpus_revision": corpus.revision, "encoder_sha256": encoder_hash(mimi)}
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus", "revision", "workers", "batch_sec")}
+    options |= {"corpus": corpus.name, "corpus_revision": corpus.revision, "encoder_sha256": encoder_hash(mimi), "letters_per_sec": list(args.letters_per_sec)}
     writer = CacheWriter(args.out, options)
     if writer.complete:
         print(f"{args.out} is complete; nothing to do")
         return
 
-    # 3. Encode.
-    prepare(corpus, writer, tokenizer, mimi.to(args.device), args)
+    # 3. Encode, each process its shards.
+    moshi = load_moshi_mimi(args.codes, args.codes_weights, args.device) if args.codes else None
+    shards, total = corpus.open()
+    with state.main_process_first():
+        writer.begin()
+    encode_corpus(shards, total, writer, state, tokenizer, mimi.to(args.device), moshi, args)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
 
-    # 4. Finish: statistics, then the cache as a whole.
-    stats = statistics(writer, tokenizer, symbols)
+    # 4. Finish: one array, splits, statistics, then the cache as a whole.
+    rows, rejects = writer.collect()
+    if not rows:
+        writer.discard()
+        reasons = "; ".join(f"{r['reason']} ({r['id']})" for r in rejects[:3])
+        raise UserError(f"{args.corpus}: none of its {len(rejects)} utterances can be used: {reasons}")
+    stats = statistics(rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols)
     write_json(args.out / "stats.json", stats)
-    writer.finish({"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in writer.rows})})
-    for name in ("utterances", "hours", "rejects", "missing_marks", "tokens_per_word", "latent_mean", "latent_std"):
-        print(f"{name:16} {stats[name]}")
-    print(f"cache: {args.out}")
+    plot_statistics(args.out / "stats.png", rows, args.out / "voice.wav", mimi, args.device)
+    writer.finish(rows, rejects, {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})})
+    report(args, rows, stats)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,11 @@ def default_model() -> Path:
 def main() -> None:
     args = parse_args()
 
-    # 1. Text.
+    # 1. Text, as the model was taught to read it.
+    bundle = find_bundle(args.model or default_model())
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     try:
-        text_norm, text_model = arabic.model_text(args.text, args.romanized, args.numbers)
+        text_norm, text_model = arabic.model_text(args.text, args.romanized, args.numbers, info["phonemes"], info["substitute"])
     except arabic.TextError as error:
         raise UserError(f"--text: {error}") from None
     bare = arabic.missing_marks(text_norm)
@@ -86,8 +88,6 @@ def main() -> None:
         print(f"warning: {bare:.0%} of the letters lack their mark; the model reads what is written, so vocalise the text", flush=True)
 
     # 2. Model.
-    bundle = find_bundle(args.model or default_model())
-    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     max_tokens = args.max_tokens or info["max_tokens"]
     if args.dry_run:
         config = load_config(str(bundle / "arabic.yaml"))

@@ -550,6 +550,8 @@ class Training:
             "tune": self.args.tune,
             "hours": self.cache.info["hours"]["train"],
             "max_tokens": self.longest,
+            "substitute": self.cache.info["options"].get("substitute"),
+            "phonemes": self.cache.info["options"].get("phonemes"),
             "eos_threshold": self.config.default_eos_threshold,
             **provenance(),
         }
@@ -564,7 +566,7 @@ def main() -> None:
     # 1. Cache and base: everything a user can get wrong, before anything slow.
     cache = Cache(args.data)
     args.base = args.base or cache.info["options"]["base"]
-    config = arabic_config(load_config(args.base))
+    config = arabic_config(load_config(args.base), cache.info["options"].get("substitute"), cache.info["options"].get("phonemes"))
     weights = load_weights(config)
     mimi = load_mimi(config, weights)
     if encoder_hash(mimi) != cache.info["options"]["encoder_sha256"]:

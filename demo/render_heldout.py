@@ -32,23 +32,14 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pocket_tts.modules.stateful_module import init_states  # noqa: E402
-
 from pocket_arabic.audio import read_audio, write_wav  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
+from pocket_arabic.model import decode_latents  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, load_bundle, speak  # noqa: E402
 
 matplotlib.use("Agg")
-
-
-@torch.no_grad()
-def decode(model, latents: np.ndarray) -> np.ndarray:
-    """Raw latents [frames, 32] -> audio [samples], by the model's own codec."""
-    steps = int(model.mimi.encoder_frame_rate / model.mimi.frame_rate)
-    state = init_states(model.mimi, 1, len(latents) * steps)
-    return model.mimi.decode_from_latent(torch.from_numpy(latents)[None], state)[0, 0].numpy()
 
 
 def main() -> None:
@@ -81,9 +72,9 @@ def main() -> None:
         ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)
         audio = {
             "original": read_audio(next(args.clips.glob(f"{row['id']}.*")), model.sample_rate),
-            "codec": decode(model, latents),
-            "codec_noise_0.1": decode(model, latents + 0.1 * draw),
-            "codec_noise_0.3": decode(model, latents + 0.3 * draw),
+            "codec": decode_latents(model.mimi, torch.from_numpy(latents)),
+            "codec_noise_0.1": decode_latents(model.mimi, torch.from_numpy(latents + 0.1 * draw)),
+            "codec_noise_0.3": decode_latents(model.mimi, torch.from_numpy(latents + 0.3 * draw)),
             "generated": generated,
         }
         if index < args.stock:

@@ -1,98 +1,140 @@
-"""The cache's files: manifest, latents, rejects, cache.json. data_prep writes them, train reads them.
+"""The cache's files: manifest, latents, codes, rejects, cache.json. data_prep writes them, train reads them.
 
-While it grows, a cache is the folder's `partial/`: raw float32 latents and JSON lines, appended row by row. A row
-counts once its line is whole; whatever a crash left behind it is cut off on the next start. cache.json is written
-last, so a folder that has it is complete.
+While it grows, a cache is the folder's `partial/`: blocks of some utterances, each a .npz of arrays and, written last, a
+.json of its rows, which makes it count. Blocks are whole or absent and know nothing of each other, so any number of
+processes may write them, in any order, and be killed at any moment. `finish` lays them end to end in the corpus's order.
+cache.json is written last, so a folder that has it is complete.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from pocket_arabic.run import UserError, differences, read_jsonl, write_json
+from pocket_arabic.audio import write_wav
+from pocket_arabic.corpus import assign_splits
+from pocket_arabic.run import UserError, atomic_write, differences, read_jsonl, write_json
 
 FORMAT_VERSION = 1
 LATENT_DIM = 32
+BLOCKS = "?????_?????.json"
+PROMPT_SEC = 6.0  # voice.wav is the training utterance nearest to this length; prompts in training have 2.5 to 10 s
+
+
+def recorded_options(folder: Path) -> dict | None:
+    """The options a cache, finished or growing, was made with."""
+    for saved in (folder / "cache.json", folder / "partial" / "options.json"):
+        if saved.exists():
+            old = json.loads(saved.read_text(encoding="utf-8"))
+            return old.get("options", old)
+    return None
 
 
 class CacheWriter:
-    """Appends to a cache, or continues one made with the same `options`. Raises UserError if they changed."""
+    """Writes a cache's blocks after `begin`, or continues one made with the same `options`. Raises UserError if they changed."""
 
     def __init__(self, folder: Path, options: dict):
         self.folder, self.partial, self.options = folder, folder / "partial", options
-        for saved in (folder / "cache.json", self.partial / "options.json"):
-            if saved.exists():
-                old = json.loads(saved.read_text(encoding="utf-8"))
-                changed = differences(old.get("options", old), options)
-                if changed:
-                    raise UserError(f"{folder} was made with other options ({changed}); give another --out, or delete it: rm -r {folder}")
+        old = recorded_options(folder)
+        changed = differences(old, options) if old is not None else ""
+        if changed:
+            raise UserError(f"{folder} was made with other options ({changed}); give another --out, or delete it: rm -r {folder}")
         self.complete = (folder / "cache.json").exists()
-        if self.complete:
-            return
+
+    def begin(self) -> None:
         self.partial.mkdir(parents=True, exist_ok=True)
-        write_json(self.partial / "options.json", options)
-        self.rows = read_jsonl(self.partial / "manifest.jsonl")
-        self.rejects = read_jsonl(self.partial / "rejects.jsonl")
-        self.num_frames = sum(row["num_frames"] for row in self.rows)
-        self._lines = {name: self._reopen(f"{name}.jsonl", rows) for name, rows in (("manifest", self.rows), ("rejects", self.rejects))}
-        self._latents = open(self.partial / "latents.f32", "ab")
-        self._latents.truncate(self.num_frames * LATENT_DIM * 4)
+        write_json(self.partial / "options.json", self.options)
 
-    def _reopen(self, name: str, rows: list[dict]):
-        file = open(self.partial / name, "ab")
-        file.truncate(sum(len(_line(row)) for row in rows))
-        return file
+    def block(self, shard: int, index: int) -> Path:
+        return self.partial / f"{shard:05d}_{index:05d}.json"
 
-    def done_ids(self) -> set[str]:
-        return {row["id"] for row in self.rows + self.rejects}
+    def num_blocks(self) -> int:
+        return len(list(self.partial.glob(BLOCKS)))
 
-    def add(self, row: dict, latents: np.ndarray) -> None:
-        """Append one utterance: its manifest `row` and float32 latents [frames, 32]."""
-        assert latents.dtype == np.float32 and latents.shape[1] == LATENT_DIM, (latents.dtype, latents.shape)
-        row |= {"first_frame": self.num_frames, "num_frames": len(latents)}
-        self._latents.write(latents.tobytes())
-        self._latents.flush()
-        self._append("manifest", row)
-        self.rows.append(row)
-        self.num_frames += len(latents)
+    def shard_done(self, shard: int) -> bool:
+        return (self.partial / f"{shard:05d}.done").exists()
 
-    def reject(self, utterance_id: str, reason: str) -> None:
-        row = {"id": utterance_id, "reason": reason}
-        self._append("rejects", row)
-        self.rejects.append(row)
+    def finish_shard(self, shard: int) -> None:
+        (self.partial / f"{shard:05d}.done").touch()
 
-    def _append(self, name: str, row: dict) -> None:
-        self._lines[name].write(_line(row))
-        self._lines[name].flush()
-
-    def latents(self) -> np.ndarray:
-        """What has been written so far, [frames, 32], memory-mapped."""
-        if not self.num_frames:
-            return np.zeros((0, LATENT_DIM), np.float32)
-        return np.memmap(self.partial / "latents.f32", np.float32, "r", shape=(self.num_frames, LATENT_DIM))
-
-    def close(self) -> None:
-        for file in (self._latents, *self._lines.values()):
-            file.close()
+    def add_block(self, block: Path, rows: list[dict], rejects: list[dict], arrays: dict[str, np.ndarray], samples: list[np.ndarray], rate: int) -> None:
+        """Write one block: manifest `rows` in order, with `arrays` (latents float32 [frames, 32], and codes uint16
+        [frames, K] if wanted) of all of them end to end, and `samples` [n] of each, of which the best voice prompt is kept."""
+        assert arrays["latents"].dtype == np.float32 and arrays["latents"].shape == (sum(r["num_frames"] for r in rows), LATENT_DIM)
+        prompt = min((i for i, row in enumerate(rows) if row["split"] in ("train", "")), key=lambda i: prompt_distance(rows[i]), default=None)
+        if prompt is not None:
+            write_wav(block.with_suffix(".wav"), samples[prompt], rate)
+        with atomic_write(block.with_suffix(".npz")) as tmp:
+            np.savez(tmp, **arrays)
+        write_json(block, {"rows": rows, "rejects": rejects, "prompt": None if prompt is None else rows[prompt]["id"]})
 
     def discard(self) -> None:
         """Remove what has been written: there is nothing in it to continue from."""
-        self.close()
         shutil.rmtree(self.partial)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def finish(self, summary: dict) -> None:
+    def collect(self) -> tuple[list[dict], list[dict]]:
+        """All rows with their splits and places, and all rejects; lays the arrays end to end in the folder. Done again
+        after a crash, it gives the same bytes. A second utterance of the same id becomes a reject."""
+        rows, rejects, blocks, prompts = [], [], [], {}
+        seen: set[str] = set()
+        num_frames = 0
+        for path in sorted(self.partial.glob(BLOCKS)):
+            block = json.loads(path.read_text(encoding="utf-8"))
+            rejects += block["rejects"]
+            blocks.append((path, block["rows"]))
+            for row in block["rows"]:
+                if row["id"] in seen:
+                    rejects.append({"id": row["id"], "reason": "its id is another utterance's too"})
+                    row["first_frame"] = None
+                    continue
+                seen.add(row["id"])
+                row["first_frame"] = num_frames
+                num_frames += row["num_frames"]
+                rows.append(row)
+                if row["id"] == block["prompt"]:
+                    prompts[row["id"]] = path.with_suffix(".wav")
+        if not rows:
+            return rows, rejects
+        assign_splits(rows)
+        for name in np.load(blocks[0][0].with_suffix(".npz")).files:
+            self._join(name, num_frames, blocks)
+        train = {row["id"]: row for row in rows if row["split"] == "train"}
+        best = min(prompts.keys() & train.keys(), key=lambda i: (prompt_distance(train[i]), i), default=next(iter(prompts), None))
+        if best:
+            with atomic_write(self.folder / "voice.wav") as tmp:
+                shutil.copyfile(prompts[best], tmp)
+        return rows, rejects
+
+    def _join(self, name: str, num_frames: int, blocks: list[tuple[Path, list[dict]]]) -> None:
+        """NAME.npy from the blocks, one in memory at a time; a plain file, because a full disk kills who writes through a memory map."""
+        with atomic_write(self.folder / f"{name}.npy") as tmp, open(tmp, "wb") as file:
+            for number, (path, rows) in enumerate(blocks):
+                array, first = np.load(path.with_suffix(".npz"))[name], 0
+                if number == 0:
+                    shape = (num_frames, array.shape[1])
+                    np.lib.format.write_array_header_1_0(file, {"descr": array.dtype.str, "fortran_order": False, "shape": shape})
+                for row in rows:
+                    if row["first_frame"] is not None:
+                        file.write(array[first : first + row["num_frames"]].tobytes())
+                    first += row["num_frames"]
+
+    def finish(self, rows: list[dict], rejects: list[dict], summary: dict) -> None:
         """Turn partial/ into the finished cache."""
-        self.close()
-        np.save(self.partial / "latents.npy", self.latents())
-        for name in ("latents.npy", "manifest.jsonl", "rejects.jsonl"):
-            os.replace(self.partial / name, self.folder / name)
+        for name, lines in (("manifest", rows), ("rejects", rejects)):
+            with atomic_write(self.folder / f"{name}.jsonl") as tmp:
+                tmp.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        for leftover in self.folder.glob(".*.tmp*"):  # of a process killed while it wrote
+            leftover.unlink()
         write_json(self.folder / "cache.json", {"format_version": FORMAT_VERSION, "options": self.options, **summary})
         shutil.rmtree(self.partial)
+
+
+def prompt_distance(row: dict) -> float:
+    """How far, in seconds, an utterance is from a good voice prompt's length."""
+    return abs(row["duration_sec"] - PROMPT_SEC)
 
 
 class Cache:
@@ -119,7 +161,3 @@ class Cache:
     def row_latents(self, row: dict) -> np.ndarray:
         """[frames, 32] of one manifest row."""
         return self.latents[row["first_frame"] : row["first_frame"] + row["num_frames"]]
-
-
-def _line(row: dict) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

@@ -19,6 +19,7 @@ from pocket_tts import TTSModel
 from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.mimi import MimiModel, build_mimi
 from pocket_tts.models.tts_model import stamp_state_names
+from pocket_tts.modules.stateful_module import StatefulModule, init_states
 from pocket_tts.modules.text_conditioner import JsonTokenizer, Tokenizer, build_tokenizer
 from pocket_tts.utils.config import CONFIGS_DIR, Config
 from pocket_tts.utils.utils import download_if_necessary
@@ -77,13 +78,16 @@ def load_config(base: str) -> Config:
     return config
 
 
-def arabic_config(config: Config) -> Config:
-    """The config of a model that reads Arabic script in stock tools: the whole romanisation as `replace_characters`."""
+def arabic_config(config: Config, substitutes: dict[str, str] | None = None, phonemes: str | None = None) -> Config:
+    """The config of a model that reads Arabic script in stock tools: the whole romanisation as `replace_characters`.
+
+    A model of phonemes has none: stock tools can't make them, and give it IPA as it is.
+    """
     config = config.model_copy(deep=True)
     config.capitalize_first_letter = False  # "salAm" is not "SalAm": س would become ص
     config.append_terminal_punctuation = True
     config.remove_semicolons = False
-    config.replace_characters = text.replace_characters()
+    config.replace_characters = {} if phonemes else text.replace_characters(substitutes)
     return config
 
 
@@ -128,6 +132,28 @@ def load_mimi(config: Config, weights: dict[str, torch.Tensor]) -> MimiModel:
     if all(not v.any() for v in mimi.encoder.state_dict().values()):
         raise UserError(f"the base's codec encoder is all zeros (weights without voice cloning), so it would cache silence; {GATED}")
     return mimi.eval().requires_grad_(False)
+
+
+def load_moshi_mimi(num_codebooks: int, location: str | None, device: str) -> nn.Module:
+    """Moshi's Mimi, whose RVQ gives discrete codes [B, K, T]: another checkpoint than a Pocket TTS codec, same frames.
+    `location`: a file or hf:// address; default moshi's own. Raises UserError."""
+    from moshi.models import loaders
+
+    path = fetch(location or f"hf://{loaders.DEFAULT_REPO}/{loaders.MIMI_NAME}")
+    try:
+        return loaders.get_mimi(path, device=device, num_codebooks=num_codebooks)
+    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+        raise UserError(f"--codes-weights {path}: not moshi's Mimi weights ({' '.join(str(error).split())[:120]}); leave it out for the hub's") from None
+
+
+@torch.no_grad()
+def decode_latents(mimi: MimiModel, latents: torch.Tensor) -> np.ndarray:
+    """Raw latents [T, C] -> audio [samples]."""
+    for name, module in mimi.named_modules():  # by these names streaming modules find their state
+        if isinstance(module, StatefulModule):
+            module._module_absolute_name = name
+    steps = int(mimi.encoder_frame_rate / mimi.frame_rate)
+    return mimi.decode_from_latent(latents[None], init_states(mimi, 1, len(latents) * steps))[0, 0].cpu().numpy()
 
 
 def encoder_hash(mimi: MimiModel) -> str:

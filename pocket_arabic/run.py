@@ -1,5 +1,6 @@
 """Running a script: user errors, atomic files, threads, provenance, JSON lines."""
 
+import errno
 import json
 import os
 import platform
@@ -22,11 +23,16 @@ class UserError(Exception):
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run a script's `main`; exit 2 with one line on a UserError, 130 on Ctrl-C."""
+    """Run a script's `main`; exit 2 with one line on a UserError or a full disk, 130 on Ctrl-C."""
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: cannot write ({error.strerror}); free some space (df -h .), then the same command continues\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; the same command continues\n")

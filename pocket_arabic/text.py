@@ -9,6 +9,7 @@ numbers become words; a character that cannot be said raises TextError with its 
 
 import re
 import unicodedata
+from functools import cache
 
 from pocket_arabic.numbers import numbers_to_words
 
@@ -98,13 +99,41 @@ def deromanise(text_model: str) -> str:
     return "".join(FROM_MODEL[c] for c in text_model)
 
 
-def model_text(text: str, romanized: bool = False, numbers: bool = True) -> tuple[str, str]:
-    """Text as given (Arabic, or Buckwalter if `romanized`) -> (text_norm, text_model)."""
+def model_text(text: str, romanized: bool = False, numbers: bool = True, phonemes: str | None = None, substitutes: dict[str, str] | None = None) -> tuple[str, str]:
+    """Text as given (Arabic, or Buckwalter if `romanized`) -> (text_norm, text_model).
+
+    `phonemes`: "espeak" for IPA instead of Buckwalter. `substitutes`: what to write for Buckwalter symbols that a
+    tokenizer does not know.
+    """
     text_norm = normalise(deromanise(" ".join(text.split())) if romanized else text, numbers)
-    return text_norm, romanise(text_norm)
+    if phonemes:
+        return text_norm, espeak_phonemes(text_norm)
+    return text_norm, romanise(text_norm).translate(str.maketrans(substitutes or {}))
 
 
-def replace_characters() -> dict[str, str]:
+def espeak_phonemes(text_norm: str) -> str:
+    """Normalised Arabic -> espeak-ng's IPA, punctuation kept; for a base whose tokenizer cannot take Buckwalter.
+
+    >>> espeak_phonemes("هَلْ أَنْتَ بِخَيْرٍ؟")
+    'hal ʔanta biχairin?'
+    """
+    spoken = _espeak().phonemize([text_norm], strip=True)[0].translate(str.maketrans(PUNCTUATION_TO_LATIN))
+    return " ".join(spoken.split())
+
+
+@cache
+def _espeak():
+    """espeak-ng 1.52 as the package espeakng-loader brings it, behind phonemizer."""
+    import espeakng_loader
+    from phonemizer.backend import EspeakBackend
+    from phonemizer.backend.espeak.wrapper import EspeakWrapper
+
+    EspeakWrapper.set_library(espeakng_loader.get_library_path())
+    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
+    return EspeakBackend("ar", preserve_punctuation=True, punctuation_marks=".،؟!؛:")
+
+
+def replace_characters(substitutes: dict[str, str] | None = None) -> dict[str, str]:
     """The `replace_characters` table of a bundle's YAML: lets stock Pocket TTS read Arabic script.
 
     It works on single characters, so it carries `romanise` and the removals whole, but not the order of marks.
@@ -112,7 +141,9 @@ def replace_characters() -> dict[str, str]:
     variants = {k: TO_MODEL[v] for k, v in VARIANTS.items() if ord(k) > 127}
     # ASCII quotes stay out: "'" is Buckwalter's hamza, and a second pass over romanised text must change nothing.
     layout = {chr(c): "" for c in LAYOUT if c > 127}
-    return {k: v for k, v in TO_MODEL.items() if k != v} | variants | layout
+    table = {k: v for k, v in TO_MODEL.items() if k != v} | variants | layout
+    # Buckwalter typed as such is substituted too, so a second pass still changes nothing.
+    return {k: (substitutes or {}).get(v, v) for k, v in table.items()} | (substitutes or {})
 
 
 # A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; lam before a doubled letter (الشَّمْسُ).

@@ -1,5 +1,6 @@
 """A tiny base with random weights in the wheel's own format, a small corpus, and the three scripts as a user runs them."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -44,6 +45,11 @@ def fails(result: subprocess.CompletedProcess, *words: str) -> None:
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, hidden ones too."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""The three scripts as a user runs them: what they write, that they continue exactly, and what they refuse."""
+"""train.py and generate_sample.py as a user runs them: what they write, that they continue exactly, and what they refuse."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,124 +9,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile as sf
 import torch
-from conftest import ROOT, TEXTS, TRAIN, fails, run
+from conftest import ROOT, TEXTS, TRAIN, digest, fails, run
 from pocket_tts import TTSModel
 from safetensors.torch import load_file, save_file
 
-from pocket_arabic.audio import read_audio, speech_bounds
-from pocket_arabic.cache import Cache, CacheWriter
-from pocket_arabic.model import load_config, load_mimi, load_weights
-from pocket_arabic.run import UserError, read_jsonl
+from pocket_arabic.cache import Cache
+from pocket_arabic.model import load_config
+from pocket_arabic.run import read_jsonl
 
 BUNDLE = {"arabic.yaml", "model.safetensors", "tokenizer.json", "voice.wav", "bundle.json", "README.md"}
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-# --- data_prep --------------------------------------------------------------------------------------------------------
-
-
-def test_cache_holds_the_encoded_corpus(cache, corpus, tiny_base):
-    data = Cache(cache)
-    assert [len(data.split(s)) for s in ("train", "valid", "test")] == [6, 1, 1]
-    assert data.rows[0]["text"] == TEXTS[0] and data.rows[0]["text_model"] == "*ahaba Alowaladu <ilaY Als~uwqi."
-    config = load_config(str(tiny_base))
-    mimi = load_mimi(config, load_weights(config))
-    for row in data.rows[:3]:
-        samples = read_audio(corpus / f"{row['id']}.wav", 24000)
-        start, end = speech_bounds(samples, 24000, 40.0)
-        samples = samples[max(0, start - 2400) : end + 14400]
-        with torch.no_grad():
-            latents = mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0]
-        torch.testing.assert_close(torch.from_numpy(np.array(data.row_latents(row))), latents, rtol=1e-4, atol=1e-5)
-        assert row["num_frames"] == -(-len(samples) // 1920) and row["duration_sec"] == pytest.approx(len(samples) / 24000, abs=1e-3)
-    assert sf.info(cache / "voice.wav").samplerate == 24000
-
-
-def test_data_prep_twice_does_nothing(cache, corpus, tiny_base):
-    before = digest(cache)
-    result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache)
-    assert result.returncode == 0 and "nothing to do" in result.stdout
-    assert digest(cache) == before
-    fails(run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache, "--no-trim"), "trim: true -> false", "--out")
-    assert digest(cache) == before
-
-
-def test_interrupted_data_prep_gives_the_same_bytes(cache, corpus, tiny_base, tmp_path):
-    """A crash leaves a line cut short and latents without their line; both are cut off and the rest is done once."""
-    partial = tmp_path / "c" / "partial"
-    shutil.copytree(cache, tmp_path / "c")
-    partial.mkdir()
-    lines = (cache / "manifest.jsonl").read_bytes().splitlines(keepends=True)
-    (partial / "manifest.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
-    frames = sum(json.loads(line)["num_frames"] for line in lines[:3])
-    (partial / "latents.f32").write_bytes(np.load(cache / "latents.npy")[: frames + 5].tobytes()[:-7])
-    (partial / "options.json").write_text(json.dumps(json.loads((cache / "cache.json").read_text())["options"]))
-    assert json.loads(lines[0])["duration_sec"] == json.loads(lines[3])["duration_sec"]  # so the first keeps voice.wav
-    for name in ("cache.json", "manifest.jsonl", "latents.npy", "rejects.jsonl", "stats.json"):
-        (tmp_path / "c" / name).unlink()
-    result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", tmp_path / "c")
-    assert result.returncode == 0, result.stderr
-    assert digest(tmp_path / "c") == digest(cache)
-
-
-def test_bad_rows_are_counted_and_skipped(corpus, tiny_base, tmp_path):
-    folder = tmp_path / "corpus"
-    shutil.copytree(corpus, folder)
-    (folder / "broken.wav").write_bytes(b"RIFF no audio here")
-    sf.write(folder / "silent.wav", np.zeros(48000), 24000)
-    sf.write(folder / "short.wav", 0.1 * np.sin(np.arange(2400)), 24000)
-    with open(folder / "metadata.csv", "a", encoding="utf-8") as f:
-        f.write("broken.wav,نَعَمْ.,train\nmissing.wav,نَعَمْ.,train\nsilent.wav,نَعَمْ.,train\nshort.wav,نَعَمْ.,train\n0b.wav,,train\n1b.wav,hello,train\n")
-    result = run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c")
-    assert result.returncode == 0, result.stderr
-    reasons = {r["id"]: r["reason"] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")}
-    expected = {"broken": "unreadable", "missing": "missing", "silent": "silent", "short": "too short", "0b": "no Arabic letter", "1b": "LATIN SMALL LETTER H"}
-    assert reasons.keys() == expected.keys() and all(word in reasons[k] for k, word in expected.items())
-    assert len(Cache(tmp_path / "c").rows) == 8
-
-
-@pytest.mark.parametrize("kind", ["missing audio", "unreadable audio", "empty texts"])
-def test_corpus_without_a_usable_row_is_refused(kind, tiny_base, tmp_path):
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    (folder / "a.wav").write_bytes(b"no audio") if kind == "unreadable audio" else sf.write(folder / "a.wav", np.sin(np.arange(48000)), 24000)
-    name, text = ("b.wav" if kind == "missing audio" else "a.wav"), ("" if kind == "empty texts" else "نَعَمْ.")
-    (folder / "metadata.csv").write_text(f"file_name,text,split\n{name},{text},train\n", encoding="utf-8")
-    fails(run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c"), "none of its 1 utterances")
-    assert not (tmp_path / "c").exists()
-
-
-def test_romanized_text_is_taken_as_it_is(corpus, tiny_base, tmp_path):
-    """For a base's own language; what the tokenizer cannot spell is rejected."""
-    (tmp_path / "metadata.csv").write_text("file_name,text,split\n0.wav,She had  seen it.,train\n1.wav,نَعَمْ.,train\n", encoding="utf-8")
-    for name in ("0.wav", "1.wav"):
-        shutil.copyfile(corpus / name, tmp_path / name)
-    result = run("data_prep.py", "--corpus", tmp_path, "--base", tiny_base, "--romanized", "--out", tmp_path / "c")
-    assert result.returncode == 0, result.stderr
-    assert [r["text_model"] for r in Cache(tmp_path / "c").rows] == ["She had seen it."]
-    assert "cannot spell" in read_jsonl(tmp_path / "c" / "rejects.jsonl")[0]["reason"]
-
-
-def test_trim_keeps_head_and_tail(tiny_base, tmp_path):
-    rate, tone = 24000, 0.5 * np.sin(np.arange(24000) * 0.1)
-    sf.write(tmp_path / "a.wav", np.concatenate([np.zeros(rate), tone, np.zeros(2 * rate)]), rate)
-    assert speech_bounds(read_audio(tmp_path / "a.wav", rate), rate, 40.0) == pytest.approx((rate, 2 * rate), abs=0.02 * rate)
-    (tmp_path / "metadata.csv").write_text("file_name,text,split\na.wav,نَعَمْ.,train\n", encoding="utf-8")
-    assert run("data_prep.py", "--corpus", tmp_path, "--base", tiny_base, "--out", tmp_path / "c").returncode == 0
-    row = Cache(tmp_path / "c").rows[0]
-    assert row["duration_sec"] == pytest.approx(0.1 + 1 + 0.6, abs=0.04) and row["speech_end_sec"] == pytest.approx(1.1, abs=0.03)
-
-
-def test_changed_options_are_named(tmp_path):
-    CacheWriter(tmp_path / "c", {"trim": True, "limit": None}).close()
-    with pytest.raises(UserError, match="limit: null -> 5"):
-        CacheWriter(tmp_path / "c", {"trim": True, "limit": 5})
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
