@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import AudioError, clipped_share, level_db, load_audio, read_audio, resample, speech_bounds
+from pocket_arabic.audio import AudioError, clipped_share, level_db, load_audio, read_audio, resample, trimmed
 from pocket_arabic.cache import CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
 from pocket_arabic.model import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
@@ -156,19 +156,14 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
         raw, raw_rate = load_audio(utterance.audio)
         if clipped_share(raw) > args.max_clipped:
             raise AudioError("audio clipped")
-        samples = resample(raw, raw_rate, rate)
-        start, end = speech_bounds(samples, rate, args.floor_db)
-        level = level_db(samples[start:end])
-        if level < args.min_level_db:
+        samples, start, end = trimmed(resample(raw, raw_rate, rate), rate, vars(args))
+        if level_db(samples[start:end]) < args.min_level_db:
             raise AudioError("audio too quiet")
         letters = sum(c.isalpha() for c in text_norm) * rate / (end - start)
         if letters < args.letters_per_sec[0]:
             raise AudioError("read too slowly for its text")
         if letters > args.letters_per_sec[1]:
             raise AudioError("read too fast for its text")
-        if args.trim:
-            first = max(0, start - int(args.head_sec * rate))
-            samples, end = samples[first : end + int(args.tail_sec * rate)], end - first
         seconds = len(samples) / rate
         if seconds < args.min_sec:
             raise AudioError("too short")
@@ -179,6 +174,8 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
     row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "chapter": utterance.chapter}
     row |= {"text": utterance.text, "text_norm": text_norm, "text_model": text_model, "duration_sec": round(seconds, 3), "speech_end_sec": round(end / rate, 3)}
     row |= {"raw_sec": round(len(raw) / raw_rate, 3), "raw_level_db": round(level_db(raw), 2), "level_db": round(level_db(samples), 2), "letters_per_sec": round(letters, 2)}
+    if isinstance(utterance.audio, Path):
+        row["source"] = str(utterance.audio)
     return Prepared(row, samples)
 
 

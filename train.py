@@ -31,7 +31,7 @@ import accelerate
 import matplotlib
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from matplotlib import pyplot as plt
 from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.mimi import MimiModel
@@ -40,7 +40,7 @@ from safetensors.torch import load_file
 
 from pocket_arabic import __version__
 from pocket_arabic.adapt import CHOICES, freezes_head, merged, set_trainable
-from pocket_arabic.audio import write_wav
+from pocket_arabic.audio import read_audio, trimmed, write_wav
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint, update_hours
 from pocket_arabic.model import (
@@ -53,11 +53,13 @@ from pocket_arabic.model import (
     draw_row,
     draw_text,
     encoder_hash,
+    fresh_tokenizer,
     load_config,
     load_mimi,
     load_weights,
     token_durations,
     tts_model,
+    use_tokenizer,
 )
 from pocket_arabic.run import StopSignal, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, use_all_cores, write_json
 from pocket_arabic.speech import speak
@@ -65,7 +67,8 @@ from pocket_arabic.speech import speak
 matplotlib.use("Agg")
 
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
-FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum", "wandb", "log_every", "eval_every", "sample_every", "keep"}
+FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum"}
+FREE |= {"compile", "on_the_fly", "wandb", "log_every", "eval_every", "sample_every", "keep"}
 DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (kyutai-labs/pocket-tts training)
 ROW, ORDER, DISTIL, DROPOUT = range(4)  # separate streams of random numbers under one --seed
 EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
@@ -83,6 +86,8 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help="keep flow_net and out_eos; default with lora, always with text")
     g.add_argument("--lora-alpha", type=float, help="the adapters are scaled by alpha / rank; default twice the rank")
     g.add_argument("--lora-dropout", type=float, default=0.0, help="of the adapters' input")
+    g.add_argument("--tokenizer", choices=("base", "fresh"), default="base", help="fresh: a BPE over this corpus's romanised text, with a text embedding that starts anew")
+    g.add_argument("--pieces", type=int, default=1000, help="size of a fresh tokenizer")
     g.add_argument("--subset", type=int, help="sanity run: train and evaluate on the first N utterances, which must be overfitted")
     g = p.add_argument_group("how long (the first limit reached ends the run)")
     g.add_argument("--epochs", type=int, default=20, help="passes over the training split")
@@ -117,6 +122,13 @@ def parse_args() -> argparse.Namespace:
     )
     g.add_argument("--seed", type=int, default=0, help="fixes initial weights, order, prompts and noise")
     g = p.add_argument_group("machine")
+    g.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="torch.compile the transformer's layers: slower at first, then faster; a CPU needs a C++ compiler",
+    )
+    g.add_argument("--on-the-fly", action="store_true", help="encode the audio again at each use instead of reading the cache; only to measure what the cache buys")
     g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
     g = p.add_argument_group("watching")
     g.add_argument("--log-every", type=int, default=20, help="steps between printed lines; 0 is off")
@@ -143,7 +155,7 @@ def default_precision() -> str:
 
 def check_args(args: argparse.Namespace) -> None:
     freezes_head(args.tune, args.freeze_head)
-    for name in ("epochs", "max_steps", "max_hours", "patience", "subset", "batch_size", "grad_accum", "lr", "lora_alpha", "draws", "distill_draws", "keep"):
+    for name in ("epochs", "max_steps", "max_hours", "patience", "subset", "pieces", "batch_size", "grad_accum", "lr", "lora_alpha", "draws", "distill_draws", "keep"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
@@ -161,12 +173,28 @@ def check_args(args: argparse.Namespace) -> None:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+class LiveLatents:
+    """Latents encoded from the corpus's audio files at each use, as data_prep did: what training costs without a cache."""
+
+    def __init__(self, cache: Cache, mimi: MimiModel, device: torch.device):
+        self.options, self.device = cache.info["options"], device
+        self.mimi = copy.deepcopy(mimi).to(device)
+        if not all(row.get("source") for row in cache.rows):
+            raise UserError("--on-the-fly: this cache was not made from a folder of audio files; prepare one, for example --corpus demo")
+
+    @torch.no_grad()
+    def __call__(self, row: dict) -> np.ndarray:
+        samples = trimmed(read_audio(Path(row["source"]), self.mimi.sample_rate), self.mimi.sample_rate, self.options)[0]
+        return self.mimi.encode_to_latent(torch.from_numpy(samples).to(self.device)[None, None])[0].cpu().numpy()
+
+
 class Rows:
     """The rows of a split, with a voice prompt each from the training split. Everything drawn is a pure function of
     (seed, epoch, position in the split), so a resumed run and any division into batches see the same rows."""
 
-    def __init__(self, cache: Cache, split: str, tokenize, frame_rate: float, args: argparse.Namespace):
+    def __init__(self, cache: Cache, split: str, tokenize, frame_rate: float, args: argparse.Namespace, live: LiveLatents | None = None):
         self.cache, self.args, self.frame_rate = cache, args, frame_rate
+        self.row_latents = live or cache.row_latents
         self.by_speaker: dict[str, list[dict]] = {}
         for row in cache.split("train"):
             self.by_speaker.setdefault(row["speaker"], []).append(row)
@@ -219,7 +247,7 @@ class Rows:
     def row(self, index: int, epoch: int) -> Row:
         rng, tokens, prompt = self.prefix(index, epoch)
         row = self.rows[index]
-        return draw_row(rng, self.cache.row_latents(row), tokens, prompt, (self.args.draws, self.args.distill_draws), self.token_times(row, tokens))
+        return draw_row(rng, self.row_latents(row), tokens, prompt, (self.args.draws, self.args.distill_draws), self.token_times(row, tokens))
 
     def length(self, index: int, epoch: int) -> int:
         """Positions of the row, but for the two or three that every row has."""
@@ -228,7 +256,7 @@ class Rows:
 
     def prompt_latents(self, row: dict) -> np.ndarray:
         """[V, 32] up to 80 ms after the last word, where the wheel ends a voice prompt too (its `end_on_pause`)."""
-        return self.cache.row_latents(row)[: int(np.ceil((row["speech_end_sec"] + 0.08) * self.frame_rate))]
+        return self.row_latents(row)[: int(np.ceil((row["speech_end_sec"] + 0.08) * self.frame_rate))]
 
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
@@ -248,6 +276,16 @@ def latent_statistics(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation [32] of the training split's latents, for a model that has none of its own."""
     latents = np.concatenate([cache.row_latents(row) for row in cache.split("train")]).astype("float64")
     return torch.from_numpy(latents.mean(0)).float(), torch.from_numpy(latents.std(0)).float()
+
+
+def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor]) -> tuple[Config, dict[str, torch.Tensor]]:
+    """The base with OUT/tokenizer.json, made from the training texts when the run is new."""
+    path = args.out / "tokenizer.json"
+    with PartialState().main_process_first():
+        if not path.exists():
+            args.out.mkdir(parents=True, exist_ok=True)
+            fresh_tokenizer([row["text_model"] for row in cache.split("train")], args.pieces, path)
+    return use_tokenizer(config, weights, path, args.seed)
 
 
 # --- the loop's parts -------------------------------------------------------------------------------------------------
@@ -361,9 +399,13 @@ class Training:
         self.tts = TrainableTTS(flow_lm, args.distill_head_only)  # self.model is the same, wrapped for several processes
         self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self.trainable, args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+        if args.compile:
+            for layer in flow_lm.transformer.layers:
+                layer.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.tts, optimizer)
         self.ema = EMA(self.tts, args.ema)
-        self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args) for split in ("train", "valid"))
+        live = LiveLatents(cache, mimi, self.accelerator.device) if args.on_the_fly else None
+        self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args, live) for split in ("train", "valid"))
         self.longest = self.train.longest()
         self.parts = args.grad_accum * self.accelerator.num_processes
         self.batch_size = args.batch_size * self.parts
@@ -571,6 +613,9 @@ def main() -> None:
     mimi = load_mimi(config, weights)
     if encoder_hash(mimi) != cache.info["options"]["encoder_sha256"]:
         raise UserError(f"{args.data} was encoded with another codec than base {args.base}; rebuild it: python data_prep.py --base {args.base} --out NEW_FOLDER ...")
+
+    if args.tokenizer == "fresh":
+        config, weights = fresh_vocabulary(args, cache, config, weights)
 
     # 2. Model and optimiser; the folder, new or to be continued.
     training = Training(args, cache, config, weights, mimi)

@@ -70,6 +70,16 @@ def speech_bounds(samples: np.ndarray, rate: int, floor_db: float) -> tuple[int,
     return int(loud[0]) * frame, min(len(samples), (int(loud[-1]) + 1) * frame)
 
 
+def trimmed(samples: np.ndarray, rate: int, options: dict) -> tuple[np.ndarray, int, int]:
+    """[samples] less the silence at both ends but for `head_sec` and `tail_sec`, if `trim`; and where in it speech starts
+    and ends. Raises AudioError."""
+    start, end = speech_bounds(samples, rate, options["floor_db"])
+    if not options["trim"]:
+        return samples, start, end
+    first = max(0, start - int(options["head_sec"] * rate))
+    return samples[first : end + int(options["tail_sec"] * rate)], start - first, end - first
+
+
 def write_wav(path: Path, samples: np.ndarray | torch.Tensor, rate: int) -> None:
     """Mono [samples] in [-1, 1] -> 16-bit PCM."""
     with atomic_write(path) as tmp:

@@ -27,12 +27,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.optimize import nnls
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pocket_arabic import text
 from pocket_arabic.cache import LATENT_DIM
-from pocket_arabic.run import ROOT, UserError
+from pocket_arabic.run import ROOT, UserError, atomic_write
 
 GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log in: hf auth login"
 
@@ -210,6 +212,35 @@ def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature
 def load_tokenizer(config: Config) -> Tokenizer:
     table = config.flow_lm.lookup_table
     return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
+
+
+def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:
+    """Write a BPE tokenizer of at most `num_pieces` over romanised texts, in the format of the released ones.
+
+    Pieces join any Buckwalter symbols, letters or not (SentencePiece's default keeps ' | > & < } * $ ~ { apart), but no
+    punctuation, by which stock tools split long texts. The word mark in front (Metaspace) is dropped by them there.
+    """
+    tokenizer = HFTokenizer(models.BPE(unk_token="<unk>"))
+    stops = pre_tokenizers.Split(Regex("[.,;:!?]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), stops])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    alphabet = [c for c in text.FROM_MODEL if c != " "]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=num_pieces, special_tokens=["<unk>"], initial_alphabet=alphabet, show_progress=False))
+    with atomic_write(path) as tmp:
+        tokenizer.save(str(tmp))
+
+
+def use_tokenizer(config: Config, weights: dict[str, torch.Tensor], path: Path, seed: int) -> tuple[Config, dict[str, torch.Tensor]]:
+    """The base with another tokenizer, and so with a fresh text embedding, of the old one's deviation."""
+    config, weights = config.model_copy(deep=True), dict(weights)
+    table = config.flow_lm.lookup_table
+    table.tokenizer, table.tokenizer_path = "tokenizers", str(path)
+    table.n_bins = HFTokenizer.from_file(str(path)).get_vocab_size()
+    name = "flow_lm.conditioner.embed.weight"
+    if name in weights:
+        noise = torch.randn(table.n_bins + 1, weights[name].shape[1], generator=torch.Generator().manual_seed(seed))
+        weights[name] = noise * weights[name].float().std()
+    return config, weights
 
 
 def pieces(tokenizer: Tokenizer, text_model: str) -> list[str]:
@@ -428,14 +459,14 @@ class TrainableTTS(nn.Module):
         z = self.backbone(rows, window)
         device = z[0].device
         frames, count = batch or (sum(len(row.latents) for row in rows), len(rows))
+        x = (torch.cat([row.latents for row in rows]).to(device) - self.flow_lm.emb_mean) / self.flow_lm.emb_std
         logits = torch.cat([self.flow_lm.out_eos(v).squeeze(-1) for v in z])
         ends = torch.cat([F.pad(torch.zeros(len(row.latents), device=device), (0, 1), value=1.0) for row in rows])
-        eos = F.binary_cross_entropy_with_logits(logits.float(), ends, reduction="sum") / (frames + count)
+        eos = F.binary_cross_entropy_with_logits(logits.to(x.dtype), ends.to(x.dtype), reduction="sum") / (frames + count)
 
         def flat(name: str) -> torch.Tensor:  # [K, N, width] -> [K * N, width]
             return torch.cat([getattr(row, name) for row in rows], 1).to(device).flatten(0, 1)
 
-        x = (torch.cat([row.latents for row in rows]).to(device) - self.flow_lm.emb_mean) / self.flow_lm.emb_std
         condition = torch.cat([v[:-1] for v in z])
         draws = len(rows[0].noise)
         t = self.lsd.times(flat("time_logits"))
@@ -448,7 +479,7 @@ class TrainableTTS(nn.Module):
             condition = condition.detach() if self.distill_head_only else condition
             # In fp32: a bf16 time derivative is mostly rounding.
             with torch.autocast(device.type, enabled=False):
-                loss, error = self.lsd.distillation(self.flow_lm.flow_net, condition.float().repeat(draws, 1), x.repeat(draws, 1), flat("distill_noise"), s, t)
+                loss, error = self.lsd.distillation(self.flow_lm.flow_net, condition.to(x.dtype).repeat(draws, 1), x.repeat(draws, 1), flat("distill_noise"), s, t)
             parts |= {"distillation": loss.sum() / (draws * frames), "distill_error": error.sum() / (draws * frames)}
             total = total + distill_weight * parts["distillation"]
         return parts | {"loss": total}

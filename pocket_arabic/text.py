@@ -64,7 +64,7 @@ def normalise(text: str, numbers: bool = True) -> str:
     for c in text:
         if c not in TO_MODEL:
             raise TextError(f"{_describe(c, raw)} cannot be said: write it in vocalised Arabic words")
-    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(dict.fromkeys(m[0]), key=lambda c: c != SHADDA)), text)
+    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(set(m[0]), key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text)
     # One punctuation mark at a place: the first that ends a sentence, else the first.
     text = re.sub(r" *([.،؟!؛:])([.،؟!؛: ]*)", lambda m: next((c for c in m[0] if c in ".؟!"), m[1]) + " ", text).strip()
     text = text.lstrip(".،؟!؛: ")

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -109,6 +112,78 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
     result = run("train.py", *common[:-1], 4, "--batch-size", 1, "--grad-accum", 4, "--out", tmp_path / "processes")
     assert result.returncode == 0 and "continuing at step 3" in result.stdout, result.stderr
     fails(run("train.py", *common, "--batch-size", 3, "--out", tmp_path / "processes"), "effective_batch: 4 -> 3")
+
+
+def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
+    """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
+    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--max-steps", 40]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+
+    def start(out: str) -> subprocess.Popen:
+        command = [str(a) for a in (*launch, *common, "--out", tmp_path / out)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    process = start("stopped")
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=120)
+    step = max(int(p.name[5:]) for p in (tmp_path / "stopped" / "checkpoints").glob("step_*"))
+    assert 4 <= step < 40 and step % 3  # three steps an epoch
+    for out in ("stopped", "whole"):
+        process = start(out)
+        process.communicate(timeout=240)
+        assert process.returncode == 0
+    for name in ("model.safetensors", "ema.safetensors"):
+        a, b = (load_file(tmp_path / out / "checkpoints" / "step_000040" / name) for out in ("stopped", "whole"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp_path):
+    """SIGKILL at the worst moments: a checkpoint half written, and one whole but not yet pruned after."""
+    shutil.copytree(finished_run, tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "bundle")
+    checkpoints = tmp_path / "r" / "checkpoints"
+    half = checkpoints / ".step_000005.tmp"
+    shutil.copytree(checkpoints / "step_000004", half)
+    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
+    (half / "state.json").unlink()
+    command = [sys.executable, str(ROOT / "train.py"), *TRAIN, "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "1", "--sample-every", "0"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for seed in range(3):
+        seen = len(read_jsonl(tmp_path / "r" / "progress.jsonl"))
+        process = subprocess.Popen([*command, "--max-steps", "100000", "--epochs", "100000"], env=env, stdout=subprocess.DEVNULL)
+        while len(read_jsonl(tmp_path / "r" / "progress.jsonl")) < seen + 3:
+            time.sleep(0.01)
+        while process.poll() is None and not list(checkpoints.glob(".step_*.tmp")):
+            time.sleep(0.0005)
+        time.sleep(0.002 * seed)
+        process.kill()
+        process.wait()
+    step = max(int(p.name[5:]) for p in checkpoints.glob("step_*"))
+    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--eval-every", 1, "--sample-every", 0, "--max-steps", step + 1, "--epochs", 100000)
+    assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
+    assert not list(checkpoints.glob(".step_*.tmp"))
+
+
+def test_fresh_tokenizer_and_live_encoding_train_export_and_continue(finished_run, cache, tmp_path, monkeypatch):
+    """Both are options of a step that must end in a bundle which stock tools load; live latents are the cached ones."""
+    flags = ["--init", "base", "--base", finished_run / "bundle" / "arabic.yaml", "--data", cache, "--sample-every", 0]
+    for steps in (1, 2):
+        result = run("train.py", *TRAIN, *flags, "--tokenizer", "fresh", "--pieces", 120, "--out", tmp_path / "fresh", "--max-steps", steps)
+        assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(tmp_path / "fresh" / "bundle")
+    model = TTSModel.load_model(config="arabic.yaml")
+    assert model.flow_lm.conditioner.embed.weight.shape[0] <= 121
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for out, live in (("cached", []), ("live", ["--on-the-fly"])):
+        result = run("train.py", *TRAIN, *flags, *live, "--out", tmp_path / out, "--max-steps", 2)
+        assert result.returncode == 0, result.stderr
+        losses.append([r["loss"] for r in read_jsonl(tmp_path / out / "progress.jsonl") if r["kind"] == "train"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_subset_trains_on_what_it_evaluates(cache, tmp_path):

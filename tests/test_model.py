@@ -2,14 +2,34 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pocket_tts.models.text_chunking import split_into_best_sentences
 from safetensors.torch import load_file
 
-from pocket_arabic.model import LSD, TrainableTTS, draw_prefix, draw_row, draw_text, encoder_hash, guided_mask, load_config, load_mimi, load_weights, token_durations
+from pocket_arabic.model import (
+    LSD,
+    TrainableTTS,
+    audit,
+    draw_prefix,
+    draw_row,
+    draw_text,
+    encoder_hash,
+    fresh_tokenizer,
+    guided_mask,
+    load_config,
+    load_mimi,
+    load_tokenizer,
+    load_weights,
+    pieces,
+    token_durations,
+    use_tokenizer,
+)
 from pocket_arabic.run import UserError
+from pocket_arabic.text import FROM_MODEL
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -177,6 +197,71 @@ def test_encoder_hash_sees_the_encoder_only(tiny_base):
     before = encoder_hash(load_mimi(config, weights))
     assert encoder_hash(load_mimi(config, weights | {"mimi.quantizer.output_proj.weight": weights["mimi.quantizer.output_proj.weight"] + 1})) == before
     assert encoder_hash(load_mimi(config, weights | {"mimi.downsample.conv.conv.weight": weights["mimi.downsample.conv.conv.weight"] + 1})) != before
+
+
+def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypatch):
+    """In float64, along random directions through all parameters at once: rows with and without text and voice, the
+    guided mask, the head, EOS, both terms. The distillation target's network is held still, as the objective wants it."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the wheel turns positions in fp32, always
+    model = TrainableTTS(flow_lm).double()
+    torch.nn.init.normal_(model.lsd.weighting[-1].weight, std=0.3)
+    rows = [make_row(0, 9, 5), make_row(1, 14, 20), make_row(2, 7, 3, text_dropout=1.0), make_row(3, 12, 8, voice_dropout=1.0)]
+    rows = [replace(r, **{k: v.double() for k, v in vars(r).items() if v.is_floating_point()}) for r in rows]
+    rows[0].token_times = torch.stack([torch.arange(5) * 1.8, torch.arange(5) * 1.8 + 1.8], 1).double()
+    start = copy.deepcopy(model).requires_grad_(False)
+    still = torch.cat([z[:-1] for z in start.backbone(rows, 3.0)]).repeat(2, 1)
+
+    def distillation(head, z, x, e, s, t):
+        """As LSD's, but with the target's network and condition where the differences start from, and without autograd."""
+        x_s, h = s * x + (1 - s) * e, 1e-5
+        u, du_dt = head(z, s, t, x_s), (head(z, s, t + h, x_s) - head(z, s, t - h, x_s)) / (2 * h)
+        error = (u + (t - s) * du_dt - start.flow_lm.flow_net(still, t, t, x_s + (t - s) * u)).square().sum(-1)
+        return model.lsd.weighted(error, s, t, x.shape[-1]), error
+
+    model(rows, 1.0, window=3.0)["loss"].backward()
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    gradient = [p.grad.clone() for p in parameters]
+    model.lsd.distillation = distillation
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+        losses = []
+        with torch.no_grad():
+            for step in (1e-5, -2e-5):
+                for p, d in zip(parameters, direction):
+                    p += step * d
+                losses.append(model(rows, 1.0, window=3.0)["loss"])
+            for p, d in zip(parameters, direction):
+                p += 1e-5 * d
+        slope = (losses[0] - losses[1]) / 2e-5
+        torch.testing.assert_close(sum((g * d).sum() for g, d in zip(gradient, direction)), slope, rtol=1e-5, atol=1e-8)
+
+
+def test_bf16_loss_is_the_fp32_loss_within_two_percent(flow_lm):
+    model, rows = TrainableTTS(flow_lm), [make_row(i, 20 + 3 * i, 9) for i in range(8)]
+    exact = model(rows, LSD.DISTILL_WEIGHT)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(rows, LSD.DISTILL_WEIGHT)
+    for name in ("diagonal", "flow_error", "distillation", "distill_error", "eos", "loss"):
+        assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.02), name
+
+
+def test_fresh_tokenizer_means_a_fresh_embedding(tiny_base, tmp_path):
+    """Even where shapes match: a row of the old table would stand for another piece."""
+    texts = ["*ahaba Alowaladu <ilaY Als~uwqi.", "halo >anota bixayorK?", "qaAla: naEamo, sa>a*ohabu gadFA."] * 4
+    fresh_tokenizer(texts, 96, tmp_path / "tokenizer.json")
+    config = load_config(str(tiny_base))
+    old = torch.randn(config.flow_lm.lookup_table.n_bins + 1, 32) * 0.1
+    config, weights = use_tokenizer(config, {"flow_lm.conditioner.embed.weight": old}, tmp_path / "tokenizer.json", seed=0)
+    new = weights["flow_lm.conditioner.embed.weight"]
+    assert len(new) == config.flow_lm.lookup_table.n_bins + 1 and new.std().item() == pytest.approx(old.std().item(), rel=0.1)
+    assert not any(torch.equal(a, b) for a, b in zip(old, new))
+    tokenizer = load_tokenizer(config)
+    assert all(entry["known"] for entry in audit(tokenizer, "".join(c for c in FROM_MODEL if c != " ")).values())
+    assert all(tokenizer.decode(tokenizer.encode(t)) == t for t in texts)
+    assert any("~" in p and len(p) > 1 for p in pieces(tokenizer, texts[0]))  # marks and letters join
+    chunks = split_into_best_sentences(tokenizer, "naEamo, naEamo. halo naEamo? naEamo.", 4, False, False, True, False, {})
+    assert len(chunks) > 2  # stock tools still find the ends of sentences and clauses
 
 
 def test_token_durations_are_recovered():

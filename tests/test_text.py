@@ -6,6 +6,8 @@ import pyarabic.number
 import pyarabic.trans
 import pytest
 from conftest import ROOT, TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pocket_tts.models.text_chunking import prepare_text_prompt
 
 from pocket_arabic import numbers
@@ -124,6 +126,37 @@ def test_reversible_and_idempotent_on_the_corpus():
         assert arabic.model_text(model, romanized=True) == (norm, model)
 
 
+LETTER = st.builds(lambda letter, marks: letter + "".join(marks), st.sampled_from(arabic.LETTERS + "ـیکہ"), st.lists(st.sampled_from(arabic.MARKS), max_size=3))
+OTHER = st.sampled_from([" ", "  ", "\u200f", ".", "،", ",", ":", "؛", "؟", "!", " ؟!", ".. ", '"', "(", ")", "12", "٣", "3.5", "7%", "1,250", "\n", "–"])
+
+
+@settings(max_examples=10_000, deadline=None)
+@given(st.lists(st.one_of(LETTER, LETTER, LETTER, OTHER), min_size=1, max_size=40).map("".join))
+def test_reversible_and_idempotent_on_any_string(given):
+    """Whatever of letters, marks in any order, layout, punctuation and numbers: said and reversible, or refused."""
+    try:
+        norm, model = arabic.model_text(given)
+    except arabic.TextError:
+        return
+    assert arabic.deromanise(model) == norm
+    assert arabic.normalise(norm) == norm
+    assert arabic.model_text(model, romanized=True) == (norm, model)
+    assert prepare_text_prompt(model, False, False, True, False, arabic.replace_characters())[0] == model  # stock tools read it as it is
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([c for c in arabic.ARABIC_TO_BUCKWALTER if c not in "ٱپچڤگ"]), min_size=1, max_size=40).map("".join))
+def test_romanisation_is_pyarabics_where_it_has_one(given):
+    assert arabic.romanise(given) == pyarabic.trans.convert(given, "arabic", "tim")
+
+
+def test_phonemes_are_espeaks_ipa_with_the_punctuation():
+    assert arabic.model_text("هَلْ أَنْتَ بِخَيْرٍ؟", phonemes="espeak") == ("هَلْ أَنْتَ بِخَيْرٍ؟", "hal ʔanta biχairin?")
+    spoken = arabic.espeak_phonemes("قَالَ: نَعَمْ، سَأَذْهَبُ غَدًا.")
+    assert [c for c in spoken if c in ".,;:!?"] == [",", "."] or [c for c in spoken if c in ",:."] == [":", ",", "."]
+    assert not any(c in arabic.ARABIC_TO_BUCKWALTER for c in spoken)
+
+
 def test_both_orders_of_marks_are_one_text():
     """NFC puts the vowel before shadda, people type shadda first; two orders in training and use would be two spellings."""
     for sentence in SENTENCES[:200]:
@@ -141,8 +174,8 @@ def test_stock_tools_read_arabic_script_the_same_way():
     """A bundle's replace_characters, through the wheel's own text path, gives the text the model was trained on."""
     for sentence in SENTENCES:
         model = arabic.model_text(sentence)[1]
-        for given in (sentence, model):  # twice through the table changes nothing
-            prepared, _ = prepare_text_prompt(given, False, False, True, False, arabic.replace_characters())
+        for typed in (sentence, model):  # twice through the table changes nothing
+            prepared, _ = prepare_text_prompt(typed, False, False, True, False, arabic.replace_characters())
             assert prepared == model
 
 
