@@ -10,7 +10,7 @@ export MALLOC_TOP_PAD_ = 536870912
 DEMO := --batch-size 16 --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 1 --distill-head-only --guide-steps 770 --epochs 1000 --max-steps 1100 --max-hours 0.25
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -28,6 +28,9 @@ demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare
 
 test: .venv/installed  ## the tests: CPU, no network, a few minutes
 	$(BIN)/python -m pytest
+
+bench: .venv/installed  ## speed, as ratios measured in one run: samples/bench.json, some 20 minutes
+	$(BIN)/python tests/bench.py
 
 lint: .venv/installed  ## ruff, code and format
 	$(BIN)/ruff check .

@@ -521,7 +521,10 @@ class Training:
         counts = {k: len(v) // args.grad_accum if k != "grad_norm" else steps for k, v in self.window.items()}
         if self.main:
             record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizer.param_groups[0]["lr"]}
-            record |= {k: round(total / counts[k], 5) for k, total in sums.items()} | {"frames_per_sec": round(self.window_frames / seconds, 1)}
+            record |= {k: round(total / counts[k], 5) for k, total in sums.items()} | {
+                "frames_per_sec": round(self.window_frames / seconds, 1),
+                "step_sec": round(seconds / steps, 4),
+            }
             record |= {"padding": round(float(np.mean(self.window_padding)), 4), "memory_gib": round(memory_gib(), 2)}
             append_jsonl(self.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)

@@ -4,12 +4,14 @@
 Reads   nothing but the embedded corpus; the released `english` architecture gets random weights.
 Writes  --out, JSON.
 
-    make bench                                                # everything, some 15 minutes on 2 cores
+    make bench                                                # everything, some 20 minutes on 2 cores
     python tests/bench.py --only data --out /tmp/bench.json   # data_prep alone
 """
 
 import argparse
 import csv
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import torch
+import yaml
 from accelerate import PartialState
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +32,7 @@ from pocket_arabic.audio import read_audio, resample  # noqa: E402
 from pocket_arabic.cache import CacheWriter  # noqa: E402
 from pocket_arabic.corpus import open_corpus  # noqa: E402
 from pocket_arabic.model import build_flow_lm, load_mimi, load_tokenizer, load_weights  # noqa: E402
-from pocket_arabic.run import command, provenance, use_all_cores, write_json  # noqa: E402
+from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
 
 
 def real_base(folder: Path):
@@ -92,20 +95,74 @@ def bench_data(mimi, tokenizer, folder: Path, rounds: int) -> dict:
     }
 
 
+# A step of train.py as it is, or with batches of random rows instead of rows of like length.
+STEP = "import train; train.main()"
+SHUFFLED = f"""
+import numpy as np, train
+def order(self, epoch, size):
+    indices = np.random.default_rng([self.args.seed, epoch]).permutation(len(self.rows)).tolist()
+    return [indices[b : b + size] for b in range(0, len(indices), size)]
+train.Rows.order = order
+{STEP}"""
+
+
+def train_speed(base: Path, data: Path, out: Path, steps: int, *flags: str, code: str = STEP) -> dict:
+    """Frames a second over all steps but the first two, padding, peak memory and trainable parameters of one short run."""
+    shutil.rmtree(out, ignore_errors=True)
+    fixed = ["--init", "base", "--log-every", 1, "--eval-every", 0, "--sample-every", 0, "--max-steps", steps, "--epochs", 1000, "--precision", "no"]
+    argv = [sys.executable, "-c", code, "--base", base, "--data", data, "--out", out, *fixed, *flags]
+    result = subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    log = [r for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "train"][2:]
+    trainable = next(line for line in result.stdout.splitlines() if line.startswith("all ")).split()[2]
+    seconds = sum(r["step_sec"] for r in log)
+    return {
+        "frames_per_sec": sum(r["frames_per_sec"] * r["step_sec"] for r in log) / seconds,
+        "step_sec": seconds / len(log),
+        "padding": float(np.mean([r["padding"] for r in log])),
+        "memory_gib": log[-1]["memory_gib"],
+        "trainable": int(trainable.replace(",", "")),
+    }
+
+
+def bench_train(base: Path, data: Path, out: Path, batch: int, steps: int, rounds: int, tunes: tuple[str, ...]) -> dict:
+    """Ways of training against the plain one (full, cached, batches of like length), in turns."""
+    ways: dict[str, tuple] = {"full": ()} | {t: ("--tune", t) for t in tunes} | {"full, on the fly": ("--on-the-fly",), "full, shuffled": ()}
+    runs: dict[str, list[dict]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, flags in ways.items():
+            runs[name].append(train_speed(base, data, out, steps, "--batch-size", str(batch), *flags, code=SHUFFLED if "shuffled" in name else STEP))
+    best = {name: max(found, key=lambda r: r["frames_per_sec"]) for name, found in runs.items()}
+    for name, row in best.items():
+        row["speed_to_full"] = row["frames_per_sec"] / best["full"]["frames_per_sec"]
+        print(f"{name:20}", {k: round(v, 3) for k, v in row.items()}, flush=True)
+    return {"batch": batch, "steps": steps, "rounds": rounds, **{name: {k: round(v, 4) for k, v in row.items()} for name, row in best.items()}}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench.json")
     p.add_argument("--only", choices=("data",), help="one part")
     p.add_argument("--rounds", type=int, default=3, help="of everything; the fastest counts")
     args = p.parse_args()
-    out, rounds = args.out.resolve(), args.rounds
     use_all_cores()
     result = {"command": "make bench", **provenance()}
-    with tempfile.TemporaryDirectory() as folder:
-        _, _, mimi, tokenizer = real_base(Path(folder) / "release")
-        result["data"] = bench_data(mimi, tokenizer, Path(folder) / "data", rounds)
-    write_json(out, result)
-    print(out.read_text())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config, _, mimi, tokenizer = real_base(folder / "release")
+        result["data"] = bench_data(mimi, tokenizer, folder / "data", args.rounds)
+        if args.only != "data":
+            with open(folder / "english.yaml", "w", encoding="utf-8") as file:
+                yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
+            for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):
+                cache = folder / size
+                prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", folder / "data" / "corpus", "--base", base, "--out", cache]
+                subprocess.run([str(a) for a in prepare], check=True, stdout=subprocess.DEVNULL)
+                batch, steps, tunes = (4, 6, ("last:2", "lora:8", "text")) if size == "real size" else (8, 20, ("last:2", "lora:8", "text"))
+                result[size] = bench_train(base, cache, folder / "run", batch, steps, args.rounds if size == "nano size" else 1, tunes)
+    write_json(args.out, result)
+    print(args.out.read_text())
 
 
 if __name__ == "__main__":
