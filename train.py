@@ -259,11 +259,12 @@ class Rows:
         return self.row_latents(row)[: int(np.ceil((row["speech_end_sec"] + 0.08) * self.frame_rate))]
 
     def order(self, epoch: int, batch_size: int) -> list[list[int]]:
-        """Batches of one epoch: shuffled, then sorted by length within pools of 16 batches so that rows of a batch are
-        of like length (padding: 5 % of positions on the embedded corpus), then the batches shuffled."""
+        """Batches of one epoch: shuffled, then sorted by length within pools of 32 batches so that rows of a batch are
+        of like length, then the batches shuffled. On lengths like ClArTTS's, batches of 64, 4.4 % of positions are
+        padding (pools of 16: 7.8 %)."""
         rng = np.random.default_rng([ORDER, self.args.seed, epoch])
         indices = rng.permutation(len(self.rows))
-        pool = 16 * batch_size
+        pool = 32 * batch_size
         batches = []
         for start in range(0, len(indices), pool):
             block = sorted(indices[start : start + pool], key=lambda i: self.length(int(i), epoch))
@@ -415,6 +416,7 @@ class Training:
             self.last_step = min(self.last_step, args.max_steps)
         self.checkpoints, self.progress = args.out / "checkpoints", args.out / "progress.jsonl"
         self.step, self.saved_step, self.spent, self.clock = 0, None, 0.0, time.monotonic()
+        self.closing = 0.0  # hours that the slowest save, evaluation and samples took: what the end will take
         self.batches, self.epoch = iter(()), 0
         self.out_of_patience = False
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last logged step
@@ -424,7 +426,7 @@ class Training:
         return self.spent + (time.monotonic() - self.clock) / 3600
 
     def finished(self) -> bool:
-        return self.step >= self.last_step or self.out_of_patience or bool(self.args.max_hours and self.hours() >= self.args.max_hours)
+        return self.step >= self.last_step or self.out_of_patience or bool(self.args.max_hours and self.hours() + self.closing >= self.args.max_hours)
 
     def start_or_resume(self, recipe: dict) -> None:
         """Open the run's folder. Raises UserError if it holds a run of another recipe."""
@@ -557,7 +559,7 @@ class Training:
 
     def save_and_watch(self) -> None:
         """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others wait."""
-        args = self.args
+        args, start = self.args, self.hours()
         if self.main:
             self.save()
             if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
@@ -569,6 +571,7 @@ class Training:
             best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
             prune(self.checkpoints, args.keep, best[0] if best else None)
         self.accelerator.wait_for_everyone()
+        self.closing = max(self.closing, self.hours() - start)
 
     def averaged(self, shadow: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Averaged weights -> flow_lm.* tensors as a release has them, adapters merged."""
@@ -651,7 +654,8 @@ def main() -> None:
     if stop.received and not training.finished():
         print(f"stopped at step {training.step}; the same command continues")
         raise SystemExit(128 + stop.received)
-    update_hours(training.checkpoints, training.hours())
+    # All of --max-hours is spent, what it left for closing too: the same command again has nothing to do.
+    update_hours(training.checkpoints, max(training.hours(), args.max_hours or 0.0) if training.step < training.last_step else training.hours())
     training.export()
 
 

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TRAIN, fails, run
@@ -18,6 +20,7 @@ from test_model import make_row
 from pocket_arabic.adapt import merged, set_trainable
 from pocket_arabic.model import LSD, TrainableTTS
 from pocket_arabic.run import read_jsonl
+from train import Rows
 
 HEAD = ("flow_lm.flow_net.", "flow_lm.out_eos.")
 LAYER = "flow_lm.transformer.layers."
@@ -184,6 +187,34 @@ def test_fresh_tokenizer_and_live_encoding_train_export_and_continue(finished_ru
         assert result.returncode == 0, result.stderr
         losses.append([r["loss"] for r in read_jsonl(tmp_path / out / "progress.jsonl") if r["kind"] == "train"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    """Padding under 5 % of positions on lengths like ClArTTS's, whatever the batch; every row once an epoch."""
+    rng = np.random.default_rng(0)
+    sec = np.clip(rng.gamma(6, 0.72, 9500), 1.79, 12.8)  # 11.5 h between ClArTTS's shortest and longest
+    frames, tokens = np.ceil(sec * 12.5), np.round(sec * 17 / 5.5 * 2.85)  # 17 characters a second, 2.85 tokens a word
+    prompts = np.where(rng.random(9500) < 0.5, 0, np.minimum(125, rng.permutation(frames)))
+    rows = object.__new__(Rows)
+    rows.rows, rows.args = list(range(9500)), SimpleNamespace(seed=0)
+    lengths = frames + tokens + prompts + 2
+    rows.length = lambda index, epoch: lengths[index]
+    for size in (8, 16, 64):
+        batches = rows.order(1, size)
+        assert sorted(i for b in batches for i in b) == rows.rows and batches == rows.order(1, size) != rows.order(2, size)
+        padded = sum(len(b) * lengths[b].max() for b in batches)
+        assert 1 - lengths.sum() / padded < 0.05
+
+
+def test_max_hours_leaves_time_to_close(cache, tmp_path):
+    """The run ends, exported, about when it was told to, and the same command finds nothing left to do."""
+    command = [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--epochs", 100000, "--eval-every", 5, "--max-hours", 0.005]
+    result = run("train.py", *command)
+    assert result.returncode == 0 and "bundle: " in result.stdout, result.stderr
+    last = read_jsonl(tmp_path / "r" / "progress.jsonl")[-1]
+    assert last["step"] > 5 and last["hours"] < 0.0055
+    result = run("train.py", *command)
+    assert result.returncode == 0 and "nothing to do" in result.stdout, result.stderr
 
 
 def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
