@@ -82,5 +82,7 @@ def trimmed(samples: np.ndarray, rate: int, options: dict) -> tuple[np.ndarray, 
 
 def write_wav(path: Path, samples: np.ndarray | torch.Tensor, rate: int) -> None:
     """Mono [samples] in [-1, 1] -> 16-bit PCM."""
+    wav = io.BytesIO()  # libsndfile does not say why a write failed; a full disk should
+    sf.write(wav, np.clip(np.asarray(samples), -1, 1), rate, subtype="PCM_16", format="WAV")
     with atomic_write(path) as tmp:
-        sf.write(tmp, np.clip(np.asarray(samples), -1, 1), rate, subtype="PCM_16", format="WAV")
+        tmp.write_bytes(wav.getvalue())

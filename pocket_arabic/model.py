@@ -210,8 +210,12 @@ def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature
 
 
 def load_tokenizer(config: Config) -> Tokenizer:
+    """Raises UserError if the config's n_bins is not the tokenizer's size."""
     table = config.flow_lm.lookup_table
-    return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
+    try:
+        return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
+    except AssertionError as error:
+        raise UserError(f"{table.tokenizer_path}: {error}; give weights, config and tokenizer of one model") from None
 
 
 def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:
