@@ -1,31 +1,40 @@
 #!/usr/bin/env python3
 """Bundle and Arabic text in, speech out, through the wheel's own inference.
 
-Reads   --model: a run (runs/NAME), a bundle, or any folder with arabic.yaml, model.safetensors, voice.wav, bundle.json;
-        default the newest run that has a bundle, else demo/bundle.
-Writes  --out, a 24 kHz mono wav.
+Reads   --text, --text-file (a text a line) or - (standard input);
+        --model: a run (runs/NAME), a bundle, or a repository of the hub (OWNER/NAME) that --push made; default the newest run
+        that has a bundle, else demo/bundle.
+Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for each line of the text.
 
     python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ."
+    python generate_sample.py --text-file poems.txt --out poems/        # the folder exists: a wav a line
+    echo "هَلْ أَنْتَ بِخَيْرٍ؟" | python generate_sample.py - --stream --out now.wav
+    python generate_sample.py --text "ذهب الولد إلى المدرسة." --diacritize --pausal
     python generate_sample.py --text "AlS~aboru mifotaAHu Alofaraji." --romanized
     python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run                   # what would be read, no model run
+    python generate_sample.py --model runs/clartts --push OWNER/NAME       # publish the bundle; then --model OWNER/NAME
 
-The same text, model, voice, options and --seed give the same file on the same machine.
+Long texts are spoken in chunks, cut at the ends of sentences and clauses. A chunk that misses its end is spoken again with the
+next seed. The same text, model, voice, options and --seed give the same file on the same machine.
 """
 
 import argparse
 import json
+import struct
+import sys
 import time
 from pathlib import Path
 
-from pocket_tts.models.text_chunking import split_into_best_sentences
+import numpy as np
+from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import AudioError, write_wav
-from pocket_arabic.checkpoint import find_bundle
+from pocket_arabic.audio import AudioError, read_audio, write_wav
+from pocket_arabic.checkpoint import find_bundle, push_bundle
 from pocket_arabic.model import load_config, load_tokenizer, pieces
 from pocket_arabic.run import ROOT, UserError, command
-from pocket_arabic.speech import EosWatch, load_bundle, speak
+from pocket_arabic.speech import EosWatch, is_silent, join, load_bundle, pause_after, speak, split_text, stream, voice_state
 
 BARE_SHARE = 0.3  # warn above this share of letters without the mark they need; vocalised prose leaves out far fewer
 
@@ -34,12 +43,19 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--version", action="version", version=__version__)
     g = p.add_argument_group("what")
-    g.add_argument("--text", required=True, help="vocalised Arabic")
-    g.add_argument("--romanized", action="store_true", help="--text is Buckwalter, not Arabic script")
+    g.add_argument("stdin", nargs="?", choices=("-",), help="read the text from standard input")
+    g.add_argument("--text", help="vocalised Arabic")
+    g.add_argument("--text-file", type=Path, help="UTF-8 file, a text a line")
+    g.add_argument("--romanized", action="store_true", help="the text is Buckwalter, not Arabic script")
     g.add_argument("--numbers", action=argparse.BooleanOptionalAction, default=True, help="read digits as words")
-    g.add_argument("--model", type=Path, help="run or bundle folder")
+    g.add_argument("--diacritize", action="store_true", help="restore the marks of letters that have none, with a small model that works offline; it errs on some 7 in 100 letters")
+    g.add_argument("--pausal", action="store_true", help="drop final short vowels and tanween before a stop, as a reader of Classical Arabic does")
+    g.add_argument("--model", help="run or bundle folder, or OWNER/NAME on the hub")
+    g.add_argument("--push", metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
     g.add_argument("--voice", type=Path, help="reference recording of the voice; default the bundle's voice.wav")
-    g.add_argument("--out", type=Path, default=Path("sample.wav"), help="wav file to write")
+    g.add_argument("--out", type=Path, default=Path("sample.wav"), help="wav file to write, or a folder: one wav a line")
+    g.add_argument("--stream", action="store_true", help="write the wav as it is spoken, playable at once; no second attempts then")
+    g.add_argument("--plot", action="store_true", help="also draw a spectrogram, beside the wav")
     g.add_argument("--dry-run", action="store_true", help="show normalised Arabic, Buckwalter, tokens and chunks; speak nothing")
     g = p.add_argument_group("how")
     g.add_argument("--seed", type=int, default=0, help="fixes the noise")
@@ -47,20 +63,49 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--steps", type=int, default=1, help="LSD decoding steps a frame")
     g.add_argument("--eos-threshold", type=float, help="logit above which an utterance ends; default the bundle's")
     g.add_argument("--max-tokens", type=int, help="longest chunk of text, in tokens; default the longest text of training")
+    g.add_argument("--retries", type=int, default=2, help="more attempts at a chunk that misses its end or is silent")
     args = p.parse_args()
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: must be at least 1")
-    if args.max_tokens is not None and args.max_tokens < 1:
-        raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1")
-    if args.temperature is not None and args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature}: must not be negative")
+    check_args(args)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    sources = [s for s in (args.stdin, args.text, args.text_file) if s is not None]
+    if args.push and sources:
+        raise UserError("--push uploads and speaks nothing; give no text with it")
+    if len(sources) != 1 and not args.push:
+        raise UserError(f"{'no text' if not sources else 'more than one text'}; give one of --text, --text-file and -")
+    for name, least in (("steps", 1), ("max_tokens", 1), ("temperature", 0), ("retries", 0), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if args.romanized and args.diacritize:
+        raise UserError("--diacritize restores the marks of Arabic script; leave --romanized out")
     if args.voice and not args.voice.is_file():
         raise UserError(f"--voice {args.voice}: no such file; leave the option out for the bundle's own voice")
-    if args.out.is_dir():
+    if args.out.is_dir() and args.text_file is None and args.stdin is None:
         raise UserError(f"--out {args.out}: is a folder; name a wav file in it")
+    if args.out.is_dir() and args.stream:
+        raise UserError(f"--out {args.out}: is a folder; --stream writes one wav, name it")
     if not args.out.resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: no such folder; mkdir -p {args.out.parent}")
-    return args
+
+
+def read_texts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(where it stands, text) for every line that has any. Raises UserError."""
+    if args.text is not None:
+        return [("--text", args.text)]
+    name = "standard input" if args.stdin else f"--text-file {args.text_file}"
+    try:
+        text = sys.stdin.read() if args.stdin else args.text_file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{name}: no text in it")
+    return lines
 
 
 def default_model() -> Path:
@@ -73,43 +118,122 @@ def default_model() -> Path:
     raise UserError("no trained model here yet; train the embedded one: make demo")
 
 
+class StreamedWav:
+    """A wav that grows: its header says it is as long as can be until `close` puts the true length in."""
+
+    def __init__(self, path: Path, rate: int):
+        self.file, self.rate, self.size = open(path, "wb"), rate, 0
+        self._header(2**32 - 1 - 36)
+
+    def _header(self, size: int) -> None:
+        self.file.seek(0)
+        fields = (b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16, b"data", size)
+        self.file.write(struct.pack("<4sI4s4sIHHIIHH4sI", *fields))
+        self.file.flush()
+
+    def write(self, samples: np.ndarray) -> None:
+        self.file.seek(44 + self.size)
+        data = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+        self.file.write(data)
+        self.file.flush()
+        self.size += len(data)
+
+    def close(self) -> None:
+        self._header(self.size)
+        self.file.close()
+
+
+def plot(path: Path, samples: np.ndarray, rate: int) -> None:
+    """A spectrogram, beside the wav."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(max(6, min(30, 2 * len(samples) / rate)), 4), layout="constrained")
+    axis.specgram(samples + 1e-9, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
+    axis.set(ylim=(0, 6000), xlabel="seconds", ylabel="Hz", title=path.name)
+    figure.savefig(path.with_suffix(".png"), dpi=90)
+    plt.close(figure)
+
+
 def main() -> None:
     args = parse_args()
 
     # 1. Text, as the model was taught to read it.
     bundle = find_bundle(args.model or default_model())
-    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    try:
-        text_norm, text_model = arabic.model_text(args.text, args.romanized, args.numbers, info["phonemes"], info["substitute"])
-    except arabic.TextError as error:
-        raise UserError(f"--text: {error}") from None
-    bare = arabic.missing_marks(text_norm)
-    if bare > BARE_SHARE:
-        print(f"warning: {bare:.0%} of the letters lack their mark; the model reads what is written, so vocalise the text", flush=True)
-
-    # 2. Model.
-    max_tokens = args.max_tokens or info["max_tokens"]
-    if args.dry_run:
-        config = load_config(str(bundle / "arabic.yaml"))
-        tokenizer = load_tokenizer(config)
-        chunks = split_into_best_sentences(tokenizer, text_model, max_tokens, False, False, True, config.capitalize_first_letter, config.replace_characters)
-        print(f"Arabic      {text_norm}\nBuckwalter  {text_model}")
-        for chunk in chunks:
-            print(f"chunk       {chunk}\n  {len(pieces(tokenizer, chunk))} tokens  {' '.join(pieces(tokenizer, chunk))}")
+    if args.push:
+        push_bundle(bundle, args.push)
+        print(f"{args.push}: uploaded; pocket-tts generate --config hf://{args.push}/arabic.yaml --voice hf://{args.push}/voice.wav --text ...")
         return
-    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold)
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    config = load_config(str(bundle / "arabic.yaml"))
+    tokenizer = load_tokenizer(config)
+    max_tokens = args.max_tokens or info["max_tokens"]
+    rewrite = [arabic.diacritize] * args.diacritize + [arabic.pausal] * args.pausal
+    texts = []
+    for where, text in read_texts(args):
+        try:
+            text_norm, text_model = arabic.model_text(text, args.romanized, args.numbers, info["phonemes"], info["substitute"], rewrite)
+        except arabic.TextError as error:
+            raise UserError(f"{where}: {error}") from None
+        bare = arabic.missing_marks(text_norm)
+        if bare > BARE_SHARE:
+            print(f"warning: {where}: {bare:.0%} of the letters lack their mark; the model reads what is written: vocalise it, or --diacritize", flush=True)
+        texts.append((text_norm, text_model, split_text(text_model, tokenizer, max_tokens)))
+    if args.dry_run:
+        for text_norm, text_model, chunks in texts:
+            print(f"Arabic      {text_norm}\nBuckwalter  {text_model}")
+            for chunk in chunks:
+                print(f"chunk       {chunk}\n  {len(pieces(tokenizer, chunk))} tokens  {' '.join(pieces(tokenizer, chunk))}")
+        return
 
-    # 3. Speak.
-    watch, start = EosWatch(), time.monotonic()
-    voice = args.voice or bundle / "voice.wav"
+    # 2. Model and voice.
+    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold)
+    rate, watch, voice = model.sample_rate, EosWatch(), args.voice or bundle / "voice.wav"
     try:
-        audio = speak(model, voice, text_model, max_tokens, args.seed)
+        state = voice_state(model, voice)
     except AudioError as error:
         raise UserError(f"{voice}: {error}; give --voice a recording of a few seconds") from None
-    elapsed, seconds = time.monotonic() - start, len(audio) / model.sample_rate
-    write_wav(args.out, audio, model.sample_rate)
-    eos = "end reached" if not watch.missed else f"the end was NOT reached in {watch.missed} chunk(s): try another --seed"
-    print(f"{args.out}: {seconds:.2f} s of speech in {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), {eos}; model {bundle}")
+
+    # 3. Speak.
+    start, first, seconds, missed, retried = time.monotonic(), None, 0.0, 0, 0
+    if args.stream:
+        wav = StreamedWav(args.out, rate)
+        for chunk in (c for _, _, chunks in texts for c in chunks):
+            for audio in stream(model, state, chunk, args.seed):
+                wav.write(audio)
+                first = first or time.monotonic() - start
+        wav.close()
+        seconds, missed = wav.size / 2 / rate, watch.missed
+        if args.plot:
+            plot(args.out, read_audio(args.out, rate), rate)
+    else:
+        lines = []
+        bar = tqdm(total=sum(len(chunks) for _, _, chunks in texts), unit=" chunks", disable=None if len(texts) + len(texts[0][2]) > 2 else True)
+        for _, _, chunks in texts:
+            parts = []
+            for chunk in chunks:
+                parts.append(speak(model, state, chunk, args.seed, watch, args.retries))
+                first = first or parts[-1].first_sec
+                missed, retried = missed + (not parts[-1].ended), retried + (parts[-1].seed != args.seed)
+                bar.update()
+            lines.append(join([p.audio for p in parts], [pause_after(c) for c in chunks], rate))
+        bar.close()
+        outputs = [args.out / f"{n:04d}.wav" for n in range(1, len(lines) + 1)] if args.out.is_dir() else [args.out]
+        for path, audio in zip(outputs, lines if args.out.is_dir() else [join(lines, [pause_after(".")] * len(lines), rate)]):
+            if is_silent(audio, rate):
+                print(f"warning: {path}: silent; the model has not learnt to speak, or --voice is empty")
+            if np.abs(audio).max() > 1:
+                print(f"warning: {path}: louder than a wav holds by {20 * np.log10(np.abs(audio).max()):.1f} dB, so its peaks are cut; a quieter --voice helps")
+            write_wav(path, audio, rate)
+            if args.plot:
+                plot(path, audio, rate)
+            seconds += len(audio) / rate
+    elapsed = time.monotonic() - start
+    end = "end reached" if not missed else f"the end was NOT reached in {missed} chunk(s): try another --seed"
+    again = f", {retried} chunk(s) with another seed" if retried else ""
+    print(f"{args.out}: {seconds:.2f} s of speech in {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), first audio after {first:.2f} s, {end}{again}; model {bundle}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
 from pocket_arabic.model import decode_latents  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
-from pocket_arabic.speech import EosWatch, load_bundle, speak  # noqa: E402
+from pocket_arabic.speech import EosWatch, load_bundle, speak, voice_state  # noqa: E402
 
 matplotlib.use("Agg")
 
@@ -56,6 +56,7 @@ def main() -> None:
     cache, bundle = Cache(args.data), find_bundle(args.model)
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     model, watch = load_bundle(bundle), EosWatch()
+    voice = voice_state(model, bundle / "voice.wav")
     deviation = np.asarray(cache.latents).std(0)
     noise = np.random.default_rng(args.seed)
     pairs: dict[str, list[dict]] = {}
@@ -63,11 +64,12 @@ def main() -> None:
     for index, row in enumerate(tqdm(cache.split("test"), disable=None)):
         latents = np.array(cache.row_latents(row))
         draw = noise.standard_normal(latents.shape).astype("float32") * deviation
-        before, start = watch.missed, time.monotonic()
-        generated = speak(model, bundle / "voice.wav", row["text_model"], info["max_tokens"], args.seed).numpy()
+        start = time.monotonic()
+        spoken = speak(model, voice, row["text_model"], args.seed, watch)
+        generated = spoken.audio
         elapsed += time.monotonic() - start
         speech += len(generated) / model.sample_rate
-        if watch.missed > before:
+        if not spoken.ended:
             missed.append(row["id"])
         ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)
         audio = {

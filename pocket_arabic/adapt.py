@@ -1,15 +1,18 @@
-"""What trains: the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone."""
+"""What trains (the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone), and by which optimiser."""
 
 import copy
 import re
 
 import torch
 from pocket_tts.models.flow_lm import FlowLMModel
+from torch import nn
 
 from pocket_arabic.run import UserError
 
 HEAD = ("flow_net.", "out_eos.")
 ADAPTED = ["in_proj", "out_proj", "linear1", "linear2"]  # the linear layers of a transformer layer
+BETAS = (0.9, 0.95)  # kyutai-labs/pocket-tts training
+MUON_SCALE = 2.0  # of the rate on matrices, whose updates Muon scales to the size of AdamW's
 CHOICES = "full, last:N (layers), lora:R (rank) or text"
 
 
@@ -50,6 +53,21 @@ def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lor
     chosen = tuple(chosen) if frozen else (*chosen, *HEAD)
     for name, parameter in flow_lm.named_parameters():
         parameter.requires_grad_((name.startswith(chosen) and not name.startswith(frozen)) or ".lora_" in name)
+
+
+def build_optimizers(model: nn.Module, kind: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """AdamW over all that trains; with kind "muon" the hidden matrices of transformer layers and head get Muon instead.
+
+    Muon (Jordan et al. 2024) makes a matrix's update orthogonal: every direction of it is learnt at one speed. Embeddings,
+    input and output layers, norms and adapters stay with AdamW. Each group's `scale` times the schedule is its rate.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in trainable if kind == "muon" and p.ndim == 2 and (".layers." in name or ".res_blocks." in name) and ".lora_" not in name]
+    rest = [p for _, p in trainable if not any(p is h for h in hidden)]
+    adamw = torch.optim.AdamW([{"params": rest, "scale": 1.0}], lr, betas=BETAS, weight_decay=weight_decay)
+    if not hidden:
+        return [adamw]
+    return [adamw, torch.optim.Muon([{"params": hidden, "scale": MUON_SCALE}], lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def merged(flow_lm: FlowLMModel) -> dict[str, torch.Tensor]:

@@ -1,12 +1,17 @@
-"""Save, resume, choose, export."""
+"""Save, resume, choose; the bundle: export, check, publish."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from pocket_tts.utils.config import Config
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,7 +33,7 @@ class EMA:
             self.shadow[name].lerp_(value, 1 - decay)
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:
     """Write checkpoints/step_NNNNNN whole or not at all; `state` (step, hours) goes into state.json."""
     final = folder / f"step_{step:06d}"
     tmp = folder / f".step_{step:06d}.tmp"
@@ -36,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     tmp.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
     save_file({k: v.contiguous() for k, v in ema.shadow.items()}, tmp / "ema.safetensors")
-    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizer.pt")
+    torch.save({"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizers.pt")
     write_json(tmp / "state.json", {"step": step, **state})
     for file in tmp.iterdir():
         with open(file, "rb") as f:
@@ -45,14 +50,15 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     os.replace(tmp, final)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, scaler: torch.amp.GradScaler | None) -> dict:
+def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None) -> dict:
     """Put everything back in place, strictly; returns state.json."""
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     shadow = load_file(path / "ema.safetensors")
     assert shadow.keys() == ema.shadow.keys(), shadow.keys() ^ ema.shadow.keys()
     ema.shadow = {k: v.to(ema.shadow[k].device) for k, v in shadow.items()}
-    saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
+    saved = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
     if scaler:
         scaler.load_state_dict(saved["scaler"])
     return json.loads((path / "state.json").read_text())
@@ -85,27 +91,55 @@ def prune(folder: Path, keep: int, best: Path | None) -> None:
         shutil.rmtree(leftover)
 
 
+# --- the bundle -------------------------------------------------------------------------------------------------------
+
 MODEL_CARD = """---
 language: ar
 library_name: pocket-tts
 pipeline_tag: text-to-speech
+license: other
+license_name: as-the-base
 ---
 # Pocket TTS, speaking Classical Arabic
 
-Adapted from `{base}` on the corpus `{corpus}` ({hours:.2f} h of training speech). Reads vocalised Arabic script:
+Reads vocalised Arabic script in any Pocket TTS tool. Inside this folder (paths in `arabic.yaml` are relative to it):
 
     pocket-tts generate --config arabic.yaml --voice voice.wav --text "هَلْ أَنْتَ بِخَيْرٍ؟"
 
-Run it inside this folder: paths in `arabic.yaml` are relative to the working directory. Sentences longer than about
-50 tokens: add `--max-tokens {max_tokens}`, the longest text it was trained on. `bundle.json` says how it was made.
-Speech made with it is synthetic: say so where you publish it, and do not use it to pass for the reader of the corpus.
+Sentences longer than about 50 tokens: add `--max-tokens {max_tokens}`, the longest text it was trained on.
+
+- **Made from** the base `{base}`, adapted (`--tune {tune}`) to the corpus `{corpus}`, {hours:.2f} h of training speech; checkpoint
+  {checkpoint}, {chosen_by}. `bundle.json` has versions, commit, score and the SHA-256 of each file.
+- **Licence**: the base's and the corpus's terms both hold. Kyutai's weights: see https://huggingface.co/kyutai/pocket-tts. ClArTTS is CC-BY-4.0.
+- **Meant for** reading Arabic text aloud, and for research. Speech made with it is synthetic: say so where you publish it, and do not
+  use it to pass for the reader of the corpus or for anyone else.
+- **Limits**: it pronounces the marks it is given; bare text is guessed at. One voice is trained; others come from a recording of a few
+  seconds, less faithfully.
 """
+BUNDLE_FILES = ("arabic.yaml", "model.safetensors", "voice.wav", "bundle.json")
+PATHS = ("weights_path", "weights_path_without_voice_cloning", "tokenizer_path")  # wherever they stand in arabic.yaml
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def seal(folder: Path, info: dict) -> None:
+    """Write bundle.json: `info`, and the SHA-256 of every other file."""
+    files = sorted(p for p in folder.iterdir() if p.name != "bundle.json")
+    write_json(folder / "bundle.json", info | {"sha256": {p.name: sha256(p) for p in files}})
+
+
+def write_yaml(path: Path, value: dict) -> None:
+    with atomic_write(path) as file:
+        file.write_text(yaml.safe_dump(value, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
 
 def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], voice: Path, info: dict) -> None:
     """Write a Pocket TTS model that stock tools load and that reads Arabic script.
 
-    `state`: flow_lm.* and mimi.* tensors. `info`: provenance, goes into bundle.json with max_tokens, base, corpus, hours.
+    `state`: flow_lm.* and mimi.* tensors. `info`: provenance, goes into bundle.json and the model card.
     The folder appears whole: it is written beside its place and renamed.
     """
     tmp = folder.with_name(f".{folder.name}.tmp")
@@ -118,26 +152,96 @@ def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], 
     config.flow_lm.lookup_table.tokenizer_path = f"tokenizer{tokenizer.suffix}"
     config.flow_lm.weights_path = config.mimi.weights_path = config.weights_path_without_voice_cloning = None
     config.weights_path = "model.safetensors"
-    with atomic_write(tmp / "arabic.yaml") as file:
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    write_yaml(tmp / "arabic.yaml", config.model_dump(mode="json", exclude_none=True))
     save_file({k: v.contiguous() for k, v in state.items()}, tmp / "model.safetensors")
-    write_json(tmp / "bundle.json", info)
     (tmp / "README.md").write_text(MODEL_CARD.format(**info), encoding="utf-8")
+    seal(tmp, info)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(tmp, folder)
 
 
-BUNDLE_FILES = ("arabic.yaml", "model.safetensors", "voice.wav", "bundle.json")
+def find_bundle(model: str | Path) -> Path:
+    """A bundle, a run holding one, or a hub repository (OWNER/NAME, downloaded once) -> the bundle's folder, checked.
 
-
-def find_bundle(model: Path) -> Path:
-    """A bundle folder, or a run's folder holding bundle/ -> the bundle, all files there. Raises UserError."""
-    if not model.is_dir():
-        raise UserError(f"--model {model}: no such folder; train one: make demo")
-    bundle = model / "bundle" if (model / "args.json").exists() else model
+    Raises UserError if a file is missing or not as exported, or if `arabic.yaml` names anything but files beside it, hub
+    files of safetensors weights, or a tokenizer.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or folder.parent.is_dir():
+            raise UserError(f"--model {model}: no such folder; train one: make demo")
+        folder = pull_bundle(str(model))
+    bundle = folder / "bundle" if (folder / "args.json").exists() else folder
     if not bundle.is_dir():
-        raise UserError(f"{model} has no bundle yet; finish the run: the same train.py command continues it")
+        raise UserError(f"{folder} has no bundle yet; finish the run: the same train.py command continues it")
+    again = "export it again: delete it and run the same train.py command"
     missing = [name for name in BUNDLE_FILES if not (bundle / name).is_file()]
     if missing:
-        raise UserError(f"{bundle} is not a whole bundle, {', '.join(missing)} missing; export it again: delete it and run the same train.py command")
+        raise UserError(f"{bundle} is not a whole bundle, {', '.join(missing)} missing; {again}")
+    try:
+        digests = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["sha256"].items()
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes; {again}") from None
+    check_paths(bundle / "arabic.yaml")  # before any name of the bundle is followed
+    for name, digest in digests:
+        if Path(name).name != name or not (bundle / name).is_file():
+            raise UserError(f"{bundle} is not a whole bundle, {name} missing; {again}")
+        if sha256(bundle / name) != digest:
+            raise UserError(f"{bundle / name} is not the file that was exported (SHA-256); {again}, or update bundle.json if you changed it")
     return bundle
+
+
+def check_paths(config: Path) -> None:
+    """Raises UserError if the YAML names weights that are not safetensors, or a file outside its folder or a hub."""
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{config}: not a Pocket TTS config ({str(error).splitlines()[0]})") from None
+
+    def walk(node: object) -> None:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if key in PATHS and isinstance(value, str):
+                if not value.startswith("hf://") and Path(value).name != value:
+                    raise UserError(f"{config}: {key} {value} leads out of the bundle; only files beside it and hf:// are read")
+                if key != "tokenizer_path" and not value.split("@")[0].endswith(".safetensors"):
+                    raise UserError(f"{config}: {key} {value} is no safetensors file; other formats can run code when loaded")
+            walk(value)
+
+    walk(found)
+
+
+def push_bundle(bundle: Path, repository: str) -> None:
+    """Upload a bundle to OWNER/NAME, which is created if need be; in it paths are hf:// ones, so that
+    `pocket-tts generate --config hf://OWNER/NAME/arabic.yaml` works anywhere. Raises UserError."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"--push {repository}: not a repository; give OWNER/NAME")
+    with tempfile.TemporaryDirectory() as tmp:
+        staged = Path(tmp) / "bundle"
+        shutil.copytree(bundle, staged)
+        config = yaml.safe_load((staged / "arabic.yaml").read_text(encoding="utf-8"))
+        table = config["flow_lm"]["lookup_table"]
+        config["weights_path"] = f"hf://{repository}/model.safetensors"
+        table["tokenizer_path"] = f"hf://{repository}/{table['tokenizer_path'].rsplit('/', 1)[-1]}"
+        write_yaml(staged / "arabic.yaml", config)
+        card = (staged / "README.md").read_text(encoding="utf-8")
+        card = card.replace("Inside this folder (paths in `arabic.yaml` are relative to it):", "From anywhere:")
+        card = card.replace("--config arabic.yaml --voice voice.wav", f"--config hf://{repository}/arabic.yaml --voice hf://{repository}/voice.wav")
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        info = json.loads((staged / "bundle.json").read_text(encoding="utf-8"))
+        seal(staged, {k: v for k, v in info.items() if k != "sha256"})
+        api = HfApi()
+        try:
+            api.create_repo(repository, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=staged, commit_message="Pocket TTS bundle for Arabic")
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(f"--push {repository}: {str(error).strip().splitlines()[-1][:160]}; log in with a token that may write there: hf auth login") from None
+
+
+def pull_bundle(repository: str) -> Path:
+    """OWNER/NAME on the hub -> a local folder with its files, downloaded once. Raises UserError."""
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[*BUNDLE_FILES, "tokenizer.*", "README.md"]))
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise UserError(f"--model {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth login") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"--model {repository}: no such folder, and the hub gives no repository of that name ({type(error).__name__}); check name and network") from None

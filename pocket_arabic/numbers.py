@@ -1,7 +1,7 @@
-"""Digits to vocalised Arabic words, in the form a number is read alone: nominative, counting a masculine noun.
+"""Digits to vocalised Arabic words: numbers as they are read alone (nominative, counting a masculine noun), and dates.
 
-Grammar: Wright, A Grammar of the Arabic Language I, §§ 318-329. A number and its noun are put in one case here whatever
-the sentence around them wants; who needs another case writes the words.
+Grammar: Wright, A Grammar of the Arabic Language I, §§ 318-329 (numbers) and 328 (ordinals). A number and its noun are
+put in one case here whatever the sentence around them wants; who needs another case writes the words.
 """
 
 import re
@@ -21,6 +21,17 @@ PERCENT, POINT, AND = "فِي الْمِئَةِ", "فَاصِلَةٌ", " وَ"
 DIGIT = "[0-9٠-٩۰-۹]"
 # A whole number, thousands apart or not, with its decimals and a per-cent sign if any.
 NUMBER = re.compile(f"({DIGIT}{{1,3}}(?:[,٬]{DIGIT}{{3}})+|{DIGIT}+)(?:[.٫]({DIGIT}+))?(?: ?([%٪]))?")
+
+# Wright § 328: the days of a month are ordinals, and a year is in the genitive after عَام.
+ORDINALS = ["", "الْأَوَّلُ", "الثَّانِي", "الثَّالِثُ", "الرَّابِعُ", "الْخَامِسُ", "السَّادِسُ", "السَّابِعُ", "الثَّامِنُ", "التَّاسِعُ", "الْعَاشِرُ"]
+MONTHS = ["يَنَايِرَ", "فِبْرَايِرَ", "مَارِسَ", "أَبْرِيلَ", "مَايُو", "يُونِيُو", "يُولِيُو", "أُغُسْطُسَ", "سِبْتَمْبِرَ", "أُكْتُوبَرَ", "نُوفَمْبِرَ", "دِيسَمْبِرَ"]
+HIJRI_MONTHS = ["الْمُحَرَّمِ", "صَفَرٍ", "رَبِيعٍ الْأَوَّلِ", "رَبِيعٍ الْآخِرِ", "جُمَادَى الْأُولَى", "جُمَادَى الْآخِرَةِ", "رَجَبٍ", "شَعْبَانَ", "رَمَضَانَ", "شَوَّالٍ", "ذِي الْقَعْدَةِ", "ذِي الْحِجَّةِ"]
+OF, IN_YEAR = "مِنْ", "عَامَ"
+ERAS = {"هـ": "لِلْهِجْرَةِ", "ه": "لِلْهِجْرَةِ", "م": "لِلْمِيلَادِ"}
+ERA = "(?: ?(هـ?|م)(?![ء-ٰ]))"
+# 12/5/2024, 12-5-2024, 2024-05-12 and so on, with an era if any; or a year alone with its era: 450هـ.
+DATE = re.compile(f"(?<!{DIGIT})(?:({DIGIT}{{1,2}})([/-])({DIGIT}{{1,2}})\\2({DIGIT}{{3,4}})|({DIGIT}{{4}})([/-])({DIGIT}{{1,2}})\\6({DIGIT}{{1,2}})){ERA}?(?!{DIGIT})")
+YEAR = re.compile(f"(?<![{DIGIT[1:-1]}.,٫٬])(?:({DIGIT}{{1,4}}) ?(هـ?)|({DIGIT}{{3,4}}) ?(م))(?![ء-ٰ])")  # 50 م are metres
 
 
 def construct(word: str) -> str:
@@ -80,14 +91,64 @@ def number_to_words(n: int) -> str:
     return AND.join(parts + ([below_thousand(n)] if n else []))
 
 
+def ordinal(n: int) -> str:
+    """1 to 31, masculine and definite, as the days of a month are called.
+
+    >>> ordinal(3), ordinal(12), ordinal(21)
+    ('الثَّالِثُ', 'الثَّانِيَ عَشَرَ', 'الْحَادِي وَالْعِشْرُونَ')
+    """
+    if n <= 10:
+        return ORDINALS[n]
+    tens, unit = divmod(n, 10)
+    first = "الْحَادِي" if unit == 1 else ORDINALS[unit]
+    if tens == 1:
+        return f"{first[:-1]}َ {TEEN}" if first.endswith("ُ") else f"{first}َ {TEEN}"
+    return (f"{first} وَال" if unit else "ال") + {2: "ْعِشْرُونَ", 3: "ثَّلَاثُونَ"}[tens]
+
+
+def genitive(words: str) -> str:
+    """Number words in the nominative -> in the genitive.
+
+    >>> genitive("أَلْفَانِ وَأَرْبَعَةٌ وَعِشْرُونَ")
+    'أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ'
+    """
+    for nominative, other in (("َانِ", "َيْنِ"), ("ُونَ", "ِينَ"), ("ٌ", "ٍ"), ("ُمِئَة", "ِمِئَة")):
+        words = words.replace(nominative, other)
+    words = re.sub(f"({'|'.join(construct(u) for u in UNITS[3:])})(?= )", lambda m: m[0][:-1] + "ِ", words)
+    return words.replace("اثْنَا ", "اثْنَيْ ").replace("اثْنَانِ", "اثْنَيْنِ")
+
+
+def date_to_words(day: int, month: int, year: int, era: str | None) -> str:
+    """A day of the Gregorian calendar, or of the Islamic one if `era` is هـ. Raises ValueError if there is no such day.
+
+    >>> date_to_words(12, 5, 2024, None)
+    'الثَّانِيَ عَشَرَ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ'
+    """
+    hijri = bool(era) and era[0] == "ه"
+    if not (1 <= month <= 12 and 1 <= day <= (30 if hijri else [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31][month - 1])):
+        raise ValueError(f"{day}/{month}/{year} is no date")
+    words = [ordinal(day), OF, (HIJRI_MONTHS if hijri else MONTHS)[month - 1], IN_YEAR, genitive(number_to_words(year))]
+    return " ".join(words + ([ERAS[era]] if era else []))
+
+
 def numbers_to_words(text: str) -> str:
-    """Every number in the text, in Western, Arabic or Persian digits, as words: 1,250 and ٣٫١٤ and 40% included.
+    """Every number and date in the text, in Western, Arabic or Persian digits, as words: 1,250 and ٣٫١٤ and 40% included.
 
     >>> numbers_to_words("لَهُ ٤٠٪ مِنْهَا.")
     'لَهُ أَرْبَعُونَ فِي الْمِئَةِ مِنْهَا.'
+    >>> numbers_to_words("تُوُفِّيَ سَنَةَ 450هـ.")
+    'تُوُفِّيَ سَنَةَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ.'
 
-    Raises ValueError for a number of more than 12 digits.
+    Raises ValueError for a number of more than 12 digits, and for what is written like a date and is none.
     """
+
+    def date(match: re.Match) -> str:
+        groups = match.groups()
+        day, month, year = (groups[0], groups[2], groups[3]) if groups[0] else (groups[7], groups[6], groups[4])
+        return date_to_words(int(day), int(month), int(year), groups[8])
+
+    text = DATE.sub(date, text)
+    text = YEAR.sub(lambda m: f"{genitive(number_to_words(int(m[1] or m[3])))} {ERAS[m[2] or m[4]]}", text)
 
     def words(match: re.Match) -> str:
         whole, decimals, percent = match.groups()

@@ -1,13 +1,24 @@
-"""Speaking with a bundle through the wheel's own inference."""
+"""Speaking with a bundle through the wheel's own inference: long texts in chunks, runaways caught, joins without clicks."""
 
 import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from pocket_tts import TTSModel
+from pocket_tts.modules.text_conditioner import Tokenizer
 
-from pocket_arabic.audio import read_audio
+from pocket_arabic.audio import AudioError, read_audio, speech_bounds
 from pocket_arabic.model import build_flow_lm, load_config, load_mimi, load_weights, tts_model
+
+SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
+HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training
+FADE_SEC = 0.005  # at joins: a step of background noise clicks
+FLOOR_DB = 40.0  # silence is this far below a chunk's loudest 20 ms
 
 
 class EosWatch(logging.Handler):
@@ -34,8 +45,108 @@ def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, 
     return model
 
 
-def speak(model: TTSModel, voice: Path, text_model: str, max_tokens: int, seed: int) -> torch.Tensor:
-    """Romanised text -> audio [samples], in the voice of a recording. Raises AudioError for an unusable recording."""
-    prompt = torch.from_numpy(read_audio(voice, model.sample_rate))[None]
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+
+def split_text(text_model: str, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
+    """Model text -> chunks of at most `max_tokens` tokens, each to be spoken in one go.
+
+    A chunk is a sentence, or several while they stay under a quarter of `max_tokens`: a lone word is read badly. A longer
+    sentence is cut at clause ends, and a longer clause between words; a word is never cut.
+    """
+
+    def size(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    def pack(parts: list[str], enough: int) -> list[str]:
+        chunks: list[str] = []
+        for part in parts:
+            if chunks and size(chunks[-1]) < enough and size(f"{chunks[-1]} {part}") <= max_tokens:
+                chunks[-1] += f" {part}"
+            else:
+                chunks.append(part)
+        return chunks
+
+    chunks = []
+    for sentence in pack(re.findall(r"[^\s.!?][^.!?]*[.!?]*", text_model), max_tokens // 4):
+        if size(sentence) <= max_tokens:
+            chunks.append(sentence)
+            continue
+        clauses = re.findall(r"[^\s,;:][^,;:]*[,;:]*", sentence)
+        words = [w for c in clauses for w in ([c] if size(c) <= max_tokens else pack(c.split(), max_tokens))]
+        chunks += pack(words, max_tokens)
+    return chunks
+
+
+def pause_after(chunk: str) -> float:
+    """Seconds of silence after a chunk."""
+    return SENTENCE_PAUSE if chunk[-1] in ".!?" else CLAUSE_PAUSE
+
+
+# --- speaking ---------------------------------------------------------------------------------------------------------
+
+
+def voice_state(model: TTSModel, voice: Path) -> dict:
+    """The model's state after a recording of the voice. Raises AudioError for an unusable one."""
+    return model.get_state_for_audio_prompt(torch.from_numpy(read_audio(voice, model.sample_rate))[None])
+
+
+def stream(model: TTSModel, state: dict, chunk: str, seed: int) -> Iterator[np.ndarray]:
+    """One chunk of model text -> its audio, 80 ms [1920] at a time as they come."""
     torch.manual_seed(seed)
-    return model.generate_audio(model.get_state_for_audio_prompt(prompt), text_model, max_tokens=max_tokens)
+    for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6):
+        yield audio.numpy()
+
+
+@dataclass
+class Spoken:
+    audio: np.ndarray  # [samples]
+    seed: int  # of the attempt that was kept
+    ended: bool  # whether it reached its end
+    first_sec: float  # until its first 80 ms were there
+
+
+def speak(model: TTSModel, state: dict, chunk: str, seed: int, watch: EosWatch, retries: int = 0) -> Spoken:
+    """One chunk of model text, spoken. An attempt that misses its end or is silent is made again with the next seed, up
+    to `retries` times; if all fail, the shortest counts."""
+    attempts: list[Spoken] = []
+    for attempt in range(seed, seed + retries + 1):
+        missed, start, pieces, first = watch.missed, time.monotonic(), [], 0.0
+        for piece in stream(model, state, chunk, attempt):
+            pieces.append(piece)
+            first = first or time.monotonic() - start
+        audio = np.concatenate(pieces)
+        attempts.append(Spoken(audio, attempt, watch.missed == missed, first))
+        if attempts[-1].ended and not is_silent(audio, model.sample_rate):
+            return attempts[-1]
+    return min(attempts, key=lambda a: len(a.audio))
+
+
+def is_silent(audio: np.ndarray, rate: int) -> bool:
+    try:
+        speech_bounds(audio, rate, FLOOR_DB)
+    except AudioError:
+        return True
+    return False
+
+
+def join(parts: list[np.ndarray], pauses: list[float], rate: int) -> np.ndarray:
+    """Chunks [samples] and the seconds of silence after each -> one audio [samples], faded at the joins.
+
+    The last keeps its own end, and a single chunk stays as it is.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    joined, fade = [], int(FADE_SEC * rate)
+    for number, (audio, pause) in enumerate(zip(parts, pauses)):
+        start, end = (0, len(audio)) if is_silent(audio, rate) else speech_bounds(audio, rate, FLOOR_DB)
+        last = number == len(parts) - 1
+        stop = len(audio) if last else end + int(pause * rate)
+        piece = audio[max(0, start - int(HEAD_SEC * rate)) if number else 0 : stop].copy()
+        ramp = np.linspace(0, 1, fade, dtype=np.float32)
+        if number:
+            piece[:fade] *= ramp
+        if not last:
+            piece[-fade:] *= ramp[::-1]
+        joined.append(np.pad(piece, (0, max(0, stop - len(audio)))))
+    return np.concatenate(joined)

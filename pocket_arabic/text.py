@@ -9,6 +9,7 @@ numbers become words; a character that cannot be said raises TextError with its 
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from pocket_arabic.numbers import numbers_to_words
@@ -32,7 +33,22 @@ MARKS_MODEL = "".join(ARABIC_TO_BUCKWALTER[c] for c in MARKS)
 LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
 # Same letter, other code point: Persian and Urdu keyboards; punctuation of other keyboards; layout, which is not speech.
 VARIANTS = {"ی": "ي", "ک": "ك", "ہ": "ه", ",": "،", ";": "؛", "?": "؟", "٬": "،", "–": "،", "—": "،", "(": "،", ")": "،", "[": "،", "]": "،"}
+# Written short and read long. Those of letters stand alone as a word; ﷺ and ﷻ are one character each.
+ABBREVIATIONS = {
+    "ﷺ": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ",
+    "ﷻ": "جَلَّ جَلَالُهُ",
+    "(ص)": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ",
+    "(ع)": "عَلَيْهِ السَّلَامُ",
+    "(رض)": "رَضِيَ اللَّهُ عَنْهُ",
+    "إلخ": "إِلَى آخِرِهِ",
+    "ق.م": "قَبْلَ الْمِيلَادِ",
+    "د.": "الدُّكْتُورُ",
+    "أ.": "الْأُسْتَاذُ",
+}
 LAYOUT = dict.fromkeys([0x640, 0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *map(ord, "\"'«»“”‘’")])
+
+_WORD = "[ء-ٰٟ-ۓ]"
+ABBREVIATED = re.compile("|".join((f"(?<!{_WORD})" if k[0] in LETTERS else "") + re.escape(k) + (f"(?!{_WORD})" if k[-1] in LETTERS else "") for k in ABBREVIATIONS))
 
 
 class TextError(ValueError):
@@ -54,6 +70,7 @@ def normalise(text: str, numbers: bool = True) -> str:
     Raises TextError for a character outside the table, a mark without its letter, or a text without any letter.
     """
     raw = text
+    text = ABBREVIATED.sub(lambda m: ABBREVIATIONS[m[0]], text)
     text = unicodedata.normalize("NFKC", text).translate(LAYOUT)
     if numbers:
         try:
@@ -99,13 +116,17 @@ def deromanise(text_model: str) -> str:
     return "".join(FROM_MODEL[c] for c in text_model)
 
 
-def model_text(text: str, romanized: bool = False, numbers: bool = True, phonemes: str | None = None, substitutes: dict[str, str] | None = None) -> tuple[str, str]:
+def model_text(
+    text: str, romanized: bool = False, numbers: bool = True, phonemes: str | None = None, substitutes: dict[str, str] | None = None, rewrite: Iterable[Callable[[str], str]] = ()
+) -> tuple[str, str]:
     """Text as given (Arabic, or Buckwalter if `romanized`) -> (text_norm, text_model).
 
     `phonemes`: "espeak" for IPA instead of Buckwalter. `substitutes`: what to write for Buckwalter symbols that a
-    tokenizer does not know.
+    tokenizer does not know. `rewrite`: what else is done to the normalised text, `diacritize` or `pausal`.
     """
     text_norm = normalise(deromanise(" ".join(text.split())) if romanized else text, numbers)
+    for step in rewrite:
+        text_norm = step(text_norm)
     if phonemes:
         return text_norm, espeak_phonemes(text_norm)
     return text_norm, romanise(text_norm).translate(str.maketrans(substitutes or {}))
@@ -150,14 +171,65 @@ def replace_characters(substitutes: dict[str, str] | None = None) -> dict[str, s
 UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
 
 
+def pausal(text_norm: str) -> str:
+    """Normalised Arabic with pausal forms: before a stop, a final short vowel or tanween is not heard (Wright, I, § 230 ff.).
+
+    -un, -in and short vowels go; -an becomes ا; ta marbuta becomes ه. Everything else stays.
+
+    >>> pausal("رَأَيْتُ رَجُلًا، وَهُوَ فِي الْمَدِينَةِ.")
+    'رَأَيْتُ رَجُلَا، وَهُوَ فِي الْمَدِينَهْ.'
+    """
+    text = re.sub("ة[ًٌٍَُِْ]?(?=[.،؟!؛:])", "هْ", text_norm)
+    text = re.sub("ً([اى])(?=[.،؟!؛:])|([اى])ً(?=[.،؟!؛:])", lambda m: "َ" + (m[1] or m[2]), text)
+    text = re.sub("ءً(?=[.،؟!؛:])", "ءَا", text)
+    return re.sub(f"({SHADDA}?)[ٌٍَُِ](?=[.،؟!؛:])", lambda m: m[1] or "ْ", text)
+
+
+def diacritize(text_norm: str) -> str:
+    """Marks for the letters that have none, by the package arabic-diacritizer (a BiLSTM that works offline). Marks that are
+    there stay, and so do the letters; where the package leaves a letter bare that needs a mark, sukun is meant.
+
+    >>> diacritize("ذهب الوَلَدُ إلى المدرسة.")
+    'ذَهَبَ الْوَلَدُ إِلَى الْمَدْرَسَةِ.'
+    """
+    restored = _diacritizer().diacritize("".join(c for c in text_norm if c not in MARKS))
+    given, found = (re.findall(f"([^{MARKS}])([{MARKS}]*)", t) for t in (text_norm, normalise(restored)))
+    assert len(given) == len(found), (text_norm, restored)
+    text = normalise("".join(letter + (marks or _fitting(letter, other)) for (letter, marks), (_, other) in zip(given, found)))
+    for place in reversed(_bare(text)):
+        text = f"{text[:place]}ْ{text[place:]}"
+    return text
+
+
+def _fitting(letter: str, marks: str) -> str:
+    """What of the restored marks the letter can bear: a vowel on a bare alif is none."""
+    return "".join(c for c in marks if letter not in "اآىٱ" or c in "ًٰ") if letter in LETTERS else ""
+
+
+@cache
+def _diacritizer():
+    from diacritize import Diacritizer
+
+    return Diacritizer.from_pretrained()
+
+
 def missing_marks(text_norm: str) -> float:
     """Share of the letters that need a mark and have none: 0 for vocalised text, near 1 for bare text.
 
     >>> missing_marks("ذَهَبَ."), missing_marks("ذهب.")
     (0.0, 1.0)
     """
-    needing = [m.end() for m in re.finditer(f"[{LETTERS}]", UNMARKED.sub(lambda m: "-", text_norm))]
-    return sum(text_norm[i : i + 1] not in tuple(MARKS) for i in needing) / max(1, len(needing))
+    return len(_bare(text_norm)) / max(1, len(_needing(text_norm)))
+
+
+def _needing(text_norm: str) -> list[int]:
+    """Where the marks of the letters that need one stand or would stand."""
+    return [m.end() for m in re.finditer(f"[{LETTERS}]", UNMARKED.sub(lambda m: "-", text_norm))]
+
+
+def _bare(text_norm: str) -> list[int]:
+    """Those of them where no mark stands."""
+    return [i for i in _needing(text_norm) if text_norm[i : i + 1] not in tuple(MARKS)]
 
 
 def _describe(character: str, raw: str) -> str:

@@ -1,9 +1,11 @@
 """A loopback stand-in for the Hugging Face hub, to rehearse what cannot be downloaded in a test.
 
 It serves files of models and datasets to the real `huggingface_hub` and `datasets` clients (HF_ENDPOINT), with what their
-protocol needs and no more: repository info, file trees, HEAD, ranges. It can gate a repository and break transfers.
+protocol needs and no more: repository info, file trees, HEAD, ranges, and commits of new files. It can gate a repository
+and break transfers.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -42,11 +44,13 @@ class Repository:
 @dataclass
 class Hub:
     """`repositories`: "models/owner/name" or "datasets/owner/name" -> folder. `broken`: how many more transfers of a file
-    over 64 KiB end in the middle. `served`: bytes of file content sent, by path."""
+    over 64 KiB end in the middle. `served`: bytes of file content sent, by path. `uploads`: where new repositories lie, if
+    they may be made."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     broken: int = 0
     served: dict[str, int] = field(default_factory=dict)
+    uploads: Path | None = None
 
     def __enter__(self) -> "Hub":
         hub = self
@@ -87,6 +91,10 @@ class Hub:
         kind, api = "models", path.startswith("api/")
         if api:
             kind, _, path = path.removeprefix("api/").partition("/")
+            if kind == "validate-yaml":
+                return reply(request, 200, b'{"errors": [], "warnings": []}', {"Content-Type": "application/json"})
+            if kind == "repos":
+                return self.create(request, json.loads(body))
         elif path.startswith("datasets/"):
             kind, path = "datasets", path.removeprefix("datasets/")
         owner, name, *rest = [*path.split("/"), ""][:2] + path.split("/")[2:]
@@ -97,6 +105,8 @@ class Hub:
             return reply(request, 401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this repository is restricted."})
         if rest and rest[0] == "resolve":
             return self.file(request, repository, "/".join(rest[2:]))
+        if rest[:1] in (["preupload"], ["commit"]):
+            return self.commit(request, f"{owner}/{name}", rest[0], body)
         if not api or rest[:1] not in ([], ["revision"], ["tree"], ["paths-info"]):
             return reply(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
         files = repository.files()
@@ -111,6 +121,29 @@ class Hub:
                 return reply(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             value = {"id": f"{owner}/{name}", "sha": repository.sha, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
             value |= {"siblings": [{"rfilename": f} for f in files], "lastModified": "2026-01-01T00:00:00.000Z"}
+        reply(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def create(self, request: BaseHTTPRequestHandler, wanted: dict) -> None:
+        """A new repository in the folder `uploads`."""
+        repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+        if self.uploads is None:
+            return reply(request, 403, b'{"error": "You may not create this repository."}', {"Content-Type": "application/json"})
+        if f"models/{repo}" in self.repositories:
+            return reply(request, 409, json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(), {"Content-Type": "application/json"})
+        (self.uploads / repo).mkdir(parents=True)
+        self.repositories[f"models/{repo}"] = Repository(self.uploads / repo)
+        reply(request, 200, json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(), {"Content-Type": "application/json"})
+
+    def commit(self, request: BaseHTTPRequestHandler, repo: str, stage: str, body: bytes) -> None:
+        """Every file goes in the commit itself; the real hub takes large ones beside it."""
+        repository = self.repositories[f"models/{repo}"]
+        if stage == "preupload":
+            value = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in json.loads(body)["files"]]}
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    (repository.folder / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
+            value = {"commitUrl": f"{self.endpoint}/{repo}/commit/{repository.sha}", "commitOid": repository.sha, "pullRequestUrl": None}
         reply(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def file(self, request: BaseHTTPRequestHandler, repository: Repository, path: str) -> None:

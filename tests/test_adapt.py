@@ -120,7 +120,7 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
 def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
     """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
-    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--max-steps", 40]
+    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--epochs", 20, "--max-steps", 40]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
 
     def start(out: str) -> subprocess.Popen:
@@ -151,7 +151,7 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
     checkpoints = tmp_path / "r" / "checkpoints"
     half = checkpoints / ".step_000005.tmp"
     shutil.copytree(checkpoints / "step_000004", half)
-    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
+    (half / "optimizers.pt").write_bytes((half / "optimizers.pt").read_bytes()[:100])
     (half / "state.json").unlink()
     command = [sys.executable, str(ROOT / "train.py"), *TRAIN, "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "1", "--sample-every", "0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ from pocket_arabic.model import (
     use_tokenizer,
 )
 from pocket_arabic.run import UserError
-from pocket_arabic.text import FROM_MODEL
+from pocket_arabic.text import FROM_MODEL, deromanise
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -303,11 +304,12 @@ def test_distillation_can_leave_the_transformer_alone(flow_lm):
 def test_careless_text():
     """Marks go from as many rows as asked, all of them from half of these; letters never."""
     text = "*ahaba Alowaladu <ilaY Als~uwqi."
-    assert draw_text(np.random.default_rng(0), text, 0.0, 0.0) == text
-    assert draw_text(np.random.default_rng(0), text, 0.0, 1.0) == text[:-1]
-    drawn = [draw_text(np.random.default_rng(i), text, 0.6, 0.0) for i in range(2000)]
+    assert draw_text(np.random.default_rng(0), text, 0.0, 0.0, 0.0) == text
+    assert draw_text(np.random.default_rng(0), text, 0.0, 1.0, 0.0) == text[:-1]
+    drawn = [draw_text(np.random.default_rng(i), text, 0.6, 0.0, 0.0) for i in range(2000)]
     bare = "*hb Alwld <lY Alswq."
     assert {"".join(c for c in d if c not in "aiuo~") for d in drawn} == {bare}
     # A random part of 11 marks is all or none of them in one case of 12 each.
     assert abs(sum(d == bare for d in drawn) / 2000 - (0.3 + 0.3 / 12)) < 0.03
     assert abs(sum(d == text for d in drawn) / 2000 - (0.4 + 0.3 / 12)) < 0.03
+    assert unicodedata.normalize("NFC", deromanise(text)) == deromanise(draw_text(np.random.default_rng(0), text, 0.0, 0.0, 1.0))

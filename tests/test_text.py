@@ -1,5 +1,6 @@
 import csv
 import doctest
+import re
 import unicodedata
 
 import pyarabic.number
@@ -100,6 +101,68 @@ def test_numbers_become_words(given, wanted):
     assert arabic.normalise(given) == wanted
     with pytest.raises(arabic.TextError, match="DIGIT"):
         arabic.normalise(given, numbers=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("12/5/2024", "الثَّانِيَ عَشَرَ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ"),
+        ("٢٠٢٤-٠٥-١٢", "الثَّانِيَ عَشَرَ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ"),
+        ("1/9/1446 هـ", "الْأَوَّلُ مِنْ رَمَضَانَ عَامَ أَلْفٍ وَأَرْبَعِمِئَةٍ وَسِتَّةٍ وَأَرْبَعِينَ لِلْهِجْرَةِ"),
+        ("31/1/300م", "الْحَادِي وَالثَّلَاثُونَ مِنْ يَنَايِرَ عَامَ ثَلَاثِمِئَةٍ لِلْمِيلَادِ"),
+        ("سَنَةَ 50 هـ.", "سَنَةَ خَمْسِينَ لِلْهِجْرَةِ"),
+        ("سَنَةَ 112هـ", "سَنَةَ مِئَةٍ وَاثْنَيْ عَشَرَ لِلْهِجْرَةِ"),
+        ("3000 هـ", "ثَلَاثَةِ آلَافٍ لِلْهِجْرَةِ"),
+        ("د. أَحْمَدُ", "الدُّكْتُورُ أَحْمَدُ"),
+        ("مُحَمَّدٌ ﷺ نَبِيٌّ", "مُحَمَّدٌ صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ نَبِيٌّ"),
+        ("عُمَرُ (رض)", "عُمَرُ رَضِيَ اللَّهُ عَنْهُ"),
+        ("خُبْزٌ وَمَاءٌ إلخ.", "خُبْزٌ وَمَاءٌ إِلَى آخِرِهِ"),
+        ("سَنَةَ 300 ق.م.", "سَنَةَ ثَلَاثُمِئَةٍ قَبْلَ الْمِيلَادِ"),
+        ("أَحَدٌ.", "أَحَدٌ"),  # no "د." at the end of a word
+    ],
+)
+def test_dates_and_abbreviations_become_words(given, wanted):
+    assert arabic.normalise(given) == arabic.normalise(wanted)
+
+
+@pytest.mark.parametrize("given", ["32/1/2024", "1/13/2024", "30/2/2024"])
+def test_what_is_no_date_is_an_error(given):
+    with pytest.raises(arabic.TextError, match=r"is no date.*in words"):
+        arabic.normalise(f"يَوْمَ {given}")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("جَاءَ الْوَلَدُ.", "جَاءَ الْوَلَدْ."),
+        ("مَرَرْتُ بِرَجُلٍ، فَسَلَّمَ.", "مَرَرْتُ بِرَجُلْ، فَسَلَّمْ."),
+        ("قَرَأَ كِتَابًا.", "قَرَأَ كِتَابَا."),
+        ("هَذِهِ مَدِينَةٌ؟", "هَذِهِ مَدِينَهْ؟"),
+        ("وَجَدَ هُدًى.", "وَجَدَ هُدَى."),
+        ("شَرِبَ مَاءً.", "شَرِبَ مَاءَا."),
+        ("هَذَا حَقٌّ.", "هَذَا حَقّ."),
+        ("سَأَلَ عَنْهُ، ثُمَّ مَضَى.", "سَأَلَ عَنْهْ، ثُمَّ مَضَى."),
+        ("لَمْ يَعُدْ.", "لَمْ يَعُدْ."),
+        ("يَا بُنَيَّ: اصْبِرْ.", "يَا بُنَيّ: اصْبِرْ."),
+    ],
+)
+def test_pausal_forms(given, wanted):
+    assert arabic.pausal(arabic.normalise(given)) == arabic.normalise(wanted)
+    assert arabic.pausal(arabic.normalise(wanted)) == arabic.normalise(wanted)
+
+
+def test_restored_marks_leave_what_is_given():
+    """Letters and given marks stay, bare letters get one, and most of the corpus's own come back."""
+    errors = letters = 0
+    for sentence in SENTENCES[-40:]:
+        text = arabic.normalise(sentence)
+        restored = arabic.diacritize("".join(c for c in text if c not in arabic.MARKS))
+        assert [c for c in restored if c not in arabic.MARKS] == [c for c in text if c not in arabic.MARKS]
+        assert arabic.missing_marks(restored) == 0
+        wanted, got = (re.findall(f"[{arabic.LETTERS}]([{arabic.MARKS}]*)", t) for t in (text, restored))
+        errors, letters = errors + sum(a != b for a, b in zip(wanted, got, strict=True)), letters + len(wanted)
+    assert errors < 0.12 * letters
+    assert arabic.diacritize("ذهب زُيْدٌ.") == "ذَهَبَ زُيْدٌ."
 
 
 def test_numbers_agree_with_pyarabic():

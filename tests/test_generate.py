@@ -1,0 +1,288 @@
+"""generate_sample.py as a user runs it, the chunks it speaks, and the bundle in the stock tools."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from conftest import ROOT, TEXTS, digest, fails, run
+from hub import Hub
+from pocket_tts import TTSModel
+from pocket_tts.models.text_chunking import prepare_text_prompt
+
+import generate_sample
+from pocket_arabic import speech
+from pocket_arabic import text as arabic
+from pocket_arabic.checkpoint import seal
+from pocket_arabic.model import arabic_config, load_config, load_tokenizer
+from pocket_arabic.run import command
+from pocket_arabic.speech import EosWatch, Spoken, join, pause_after, speak, split_text
+
+
+def test_generate_is_reproducible_audio(finished_run, tmp_path):
+    for name in ("a", "b"):
+        result = run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / f"{name}.wav")
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    samples, rate = sf.read(tmp_path / "a.wav")
+    assert rate == 24000 and len(samples) > 0.4 * rate and np.abs(samples).max() > 0
+    run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / "c.wav", "--seed", 1)
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "c.wav").read_bytes()
+
+
+def test_romanised_text_is_the_same_text(finished_run, tmp_path):
+    dry = [run("generate_sample.py", "--text", t, "--model", finished_run, "--dry-run", *flag).stdout for t, flag in ((TEXTS[1], []), ("halo >anota bixayorK?", ["--romanized"]))]
+    assert dry[0] == dry[1] and "halo >anota bixayorK?" in dry[0]
+
+
+# What a user may get wrong, as arguments ("OUT", "RUN" and FILE.txt are put in) and words of the line that says so.
+TEXT = ["--text", TEXTS[0]]
+MISTAKES = {
+    "empty text": (["--text", ""], "no Arabic letter"),
+    "punctuation only": (["--text", "؟!"], "no Arabic letter"),
+    "Latin": (["--text", "نَعَمْ okay"], "LATIN SMALL LETTER O", "position 8"),
+    "emoji": (["--text", "نَعَمْ 😀"], "GRINNING FACE"),
+    "a mark without its letter": (["--text", "ُ نَعَمْ"], "stands without a letter"),
+    "13 digits": (["--text", "1234567890123 نَعَمْ"], "12 digits"),
+    "no such day": (["--text", "يَوْمَ 30/2/2024"], "is no date"),
+    "digits unread": (["--text", "لَهُ 5", "--no-numbers"], "DIGIT FIVE"),
+    "not Buckwalter": (["--text", "h@lo", "--romanized"], "COMMERCIAL AT", "not a Buckwalter symbol"),
+    "two spellings": (["--text", "halo", "--romanized", "--diacritize"], "--diacritize", "--romanized"),
+    "no text": ([], "no text", "--text-file"),
+    "two texts": ([*TEXT, "-"], "more than one text"),
+    "no such file": (["--text-file", "none.txt"], "none.txt", "cannot be read"),
+    "empty file": (["--text-file", "empty.txt"], "empty.txt", "no text in it"),
+    "not UTF-8": (["--text-file", "utf16.txt"], "not UTF-8"),
+    "a bad line": (["--text-file", "bad.txt"], "bad.txt, line 3", "LATIN SMALL LETTER O"),
+    "steps": ([*TEXT, "--steps", "0"], "--steps 0"),
+    "temperature": ([*TEXT, "--temperature", "-1"], "--temperature -1"),
+    "max-tokens": ([*TEXT, "--max-tokens", "0"], "--max-tokens 0"),
+    "retries": ([*TEXT, "--retries", "-1"], "--retries -1"),
+    "seed": ([*TEXT, "--seed", "-1"], "--seed -1"),
+    "no voice": ([*TEXT, "--voice", "none.wav"], "--voice none.wav"),
+    "voice is no audio": ([*TEXT, "--voice", "bad.txt"], "unreadable", "--voice"),
+    "out is a folder": ([*TEXT, "--out", "."], "is a folder"),
+    "out is nowhere": ([*TEXT, "--out", "none/x.wav"], "mkdir -p none"),
+    "streamed folder": (["--text-file", "good.txt", "--out", ".", "--stream"], "--stream"),
+    "no model": ([*TEXT, "--model", "none"], "no such folder"),
+    "no hub": ([*TEXT, "--model", "owner/none"], "owner/none", "network"),
+    "push and speak": ([*TEXT, "--push", "owner/name"], "give no text"),
+    "push nowhere": (["--push", "name"], "OWNER/NAME"),
+}
+
+
+def refused(monkeypatch, capsys, *args: object) -> str:
+    """The script in this process: exit 2 and one line, which is returned."""
+    monkeypatch.setattr(sys, "argv", ["generate_sample.py", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        command(generate_sample.main)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_generate_refuses(mistake, finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    Path("bad.txt").write_text(f"{TEXTS[0]}\n\nokay\n", encoding="utf-8")
+    Path("good.txt").write_text(TEXTS[0], encoding="utf-8")
+    Path("empty.txt").write_text(" \n", encoding="utf-8")
+    Path("utf16.txt").write_bytes(b"\xff\xfe")
+    before = digest(tmp_path)
+    args, *words = MISTAKES[mistake]
+    model = [] if "--model" in args else ["--model", finished_run]
+    out = [] if "--out" in args else ["--out", "x.wav"]
+    line = refused(monkeypatch, capsys, *model, *out, *args)
+    assert all(word in line for word in words), line
+    assert digest(tmp_path) == before
+
+
+def test_generate_refuses_from_a_shell(finished_run, tmp_path):
+    fails(run("generate_sample.py", "--text", "نَعَمْ okay", "--model", finished_run, "--out", tmp_path / "x.wav"), "LATIN SMALL LETTER O", "position 8")
+    assert not (tmp_path / "x.wav").exists()
+
+
+# --- the bundle -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run / "bundle", tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("name", ["arabic.yaml", "model.safetensors", "voice.wav", "tokenizer.json", "bundle.json"])
+def test_a_bundle_that_lacks_a_file_or_has_another_is_refused(name, bundle, tmp_path, monkeypatch, capsys):
+    file = bundle / name
+    content = file.read_bytes()
+    file.write_bytes(b"{}" if name == "bundle.json" else content + b"\n")
+    line = refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
+    assert name in line and ("SHA-256" in line or name == "bundle.json")
+    file.unlink()
+    assert name in refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
+    assert not (tmp_path / "x.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("weights_path: model.safetensors", "weights_path: ../model.safetensors", "leads out of the bundle"),
+        ("weights_path: model.safetensors", "weights_path: /tmp/model.safetensors", "leads out of the bundle"),
+        ("weights_path: model.safetensors", "weights_path: https://example.org/model.safetensors", "leads out of the bundle"),
+        ("weights_path: model.safetensors", "weights_path: model.pt", "no safetensors file"),
+        ("weights_path: model.safetensors", "weights_path: hf://owner/name/model.bin@main", "no safetensors file"),
+        ("tokenizer_path: tokenizer.json", "tokenizer_path: ../../secret", "leads out of the bundle"),
+        ("weights_path: model.safetensors", "weights_path: !!python/object/apply:os.system [touch pwned]", "not a Pocket TTS config"),
+    ],
+)
+def test_a_bundle_cannot_reach_out_or_run_code(old, new, words, bundle, tmp_path, monkeypatch, capsys):
+    """Even if its digests are right: whoever changed the one can change the other."""
+    monkeypatch.chdir(tmp_path)
+    text = (bundle / "arabic.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (bundle / "arabic.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    seal(bundle, {k: v for k, v in json.loads((bundle / "bundle.json").read_text()).items() if k != "sha256"})
+    assert words in refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_push_and_pull_round_trip(finished_run, tmp_path):
+    """Through a loopback hub: what arrives is what was sent, byte for byte; it speaks as the local one, and pushed again it is
+    the same; the stock command line reads it from its hf:// address."""
+    (tmp_path / "uploads").mkdir()
+    with Hub(uploads=tmp_path / "uploads") as hub:
+        env = hub.environment(tmp_path / "hf") | {"HF_TOKEN": "hf_test"}
+        result = run("generate_sample.py", "--model", finished_run, "--push", "owner/arabic", **env)
+        assert result.returncode == 0, result.stderr
+        pushed = tmp_path / "uploads" / "owner" / "arabic"
+        first = digest(pushed)
+        local = digest(finished_run / "bundle")
+        assert {k for k in local if first[k] != local[k]} == {"arabic.yaml", "README.md", "bundle.json"}  # they tell the address
+        for name, model in (("there", "owner/arabic"), ("here", finished_run)):
+            result = run("generate_sample.py", *TEXT, "--model", model, "--out", tmp_path / f"{name}.wav", **env)
+            assert result.returncode == 0, result.stderr
+        assert (tmp_path / "there.wav").read_bytes() == (tmp_path / "here.wav").read_bytes()
+        pulled = next((tmp_path / "hf" / "hub" / "models--owner--arabic" / "snapshots").iterdir())
+        assert {k: v for k, v in digest(pulled).items() if k in first} == first
+        assert run("generate_sample.py", "--model", "owner/arabic", "--push", "owner/arabic", **env).returncode == 0
+        assert digest(pushed) == first
+        stock = [Path(sys.executable).with_name("pocket-tts"), "generate", "--config", "hf://owner/arabic/arabic.yaml", "--voice", "hf://owner/arabic/voice.wav"]
+        result = subprocess.run([*stock, *TEXT, "--output-path", tmp_path / "stock.wav"], env=os.environ | env, capture_output=True, text=True)
+        # Not its exit status: with a hub's client loaded the wheel's decoder thread may abort the interpreter on its way out.
+        assert "Results written" in result.stderr and sf.info(tmp_path / "stock.wav").frames > 0, result.stderr
+        hub.uploads = None
+        fails(run("generate_sample.py", "--model", finished_run, "--push", "owner/other", **env), "owner/other", "hf auth login")
+
+
+def test_token_ids_of_stock_tools_are_those_of_training():
+    """Arabic script through the wheel's preparation and a bundle's table, against data_prep's text: 1,000 sentences of the corpus."""
+    config = arabic_config(load_config("demo"))
+    tokenizer = load_tokenizer(config)
+    with open(ROOT / "demo" / "corpus" / "metadata.csv", encoding="utf-8") as f:
+        sentences = [row["text"] for row in csv.DictReader(f)][:1000]
+    for sentence in sentences:
+        prepared, _ = prepare_text_prompt(
+            sentence, config.pad_with_spaces_for_short_inputs, config.remove_semicolons, True, config.capitalize_first_letter, config.replace_characters
+        )
+        assert tokenizer.encode(prepared) == tokenizer.encode(arabic.model_text(sentence)[1])
+
+
+def test_bundle_speaks_in_the_stock_command_line(finished_run, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(finished_run / "bundle", bundle)
+    stock = Path(sys.executable).with_name("pocket-tts")
+    command = [stock, "generate", "--config", "arabic.yaml", "--voice", "voice.wav", "--text", TEXTS[0], "--output-path", "stock.wav"]
+    result = subprocess.run(command, cwd=bundle, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    samples, rate = sf.read(bundle / "stock.wav")
+    assert rate == 24000 and np.abs(samples).max() > 0
+
+
+def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(finished_run, tmp_path, monkeypatch):
+    """The wheel's own loader on the bundle: both spellings, same seed, same audio, and the audio of generate_sample.py."""
+    monkeypatch.chdir(finished_run / "bundle")
+    model = TTSModel.load_model(config="arabic.yaml", eos_threshold=99.0)  # of a random model whose logits are at the bundle's own threshold
+    model.max_decoder_frames_per_call = 1
+    audio = []
+    for text in (TEXTS[1], "halo >anota bixayorK?"):
+        torch.manual_seed(0)
+        audio.append(model.generate_audio(model.get_state_for_audio_prompt(Path("voice.wav")), text, max_tokens=200))
+    assert torch.equal(audio[0], audio[1])
+    result = run("generate_sample.py", "--text", TEXTS[1], "--model", finished_run, "--out", tmp_path / "a.wav", "--retries", 0, "--eos-threshold", 99)
+    assert result.returncode == 0, result.stderr
+    samples, _ = sf.read(tmp_path / "a.wav", dtype="float32")
+    assert len(samples) == len(audio[0])
+    # The first second: frames feed on the frames before, so the last bit, which depends on where memory lies, grows to 1e-3 in nine.
+    np.testing.assert_allclose(samples[:24000], audio[0][:24000].clamp(-1, 1).numpy(), atol=2 / 32768)
+
+
+# --- long texts -------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_end_where_sentences_and_clauses_do():
+    tokenizer = load_tokenizer(load_config("demo"))  # a token a character, and one for each word's beginning
+    text = arabic.model_text(" ".join(TEXTS * 3))[1]
+    for limit in (30, 60, 100, 1000):
+        chunks = split_text(text, tokenizer, limit)
+        assert " ".join(chunks) == text  # nothing lost, no word cut
+        assert all(len(tokenizer.encode(c)) <= limit for c in chunks)
+    assert all(c[-1] in ".!?" for c in split_text(text, tokenizer, 60))  # every sentence fits: no clause is cut
+    assert {c[-1] for c in split_text("qaAla: naEamo, sa>a*ohabu gadFA.", tokenizer, 20)} == {",", "."}
+    assert split_text("naEamo. naEamo. naEamo.", tokenizer, 100) == ["naEamo. naEamo. naEamo."]  # a lone word is read badly
+    assert split_text("kataba " * 20 + "kataba.", tokenizer, 24)[0] == "kataba kataba kataba"
+    assert pause_after("naEamo.") > pause_after("naEamo,")
+
+
+def test_joins_have_their_pause_and_no_click():
+    """Speech that breaks off at full level, with background noise: at the join the level goes to nothing smoothly."""
+    rate, rng = 24000, np.random.default_rng(0)
+    parts = [(0.3 * np.sin(np.arange(rate) * 0.05) + 0.002 * rng.standard_normal(rate)).astype(np.float32) for _ in range(3)]
+    joined = join(parts, [0.5, 0.2, 0.5], rate)
+    assert len(joined) == pytest.approx(3 * rate + 0.7 * rate, abs=0.05 * rate)
+    assert np.abs(np.diff(joined)).max() <= max(np.abs(np.diff(p)).max() for p in parts)
+    assert join(parts[:1], [0.5], rate) is parts[0]
+
+
+def test_a_chunk_that_misses_its_end_is_spoken_again(monkeypatch):
+    """With the next seed; if none ends, the shortest counts and is reported."""
+
+    class Model:
+        sample_rate = 24000
+
+    watch = EosWatch()
+
+    def stream(_model, _state, _chunk, seed):
+        watch.missed += seed < 7
+        yield np.full(1000 - seed, 0.5, np.float32)
+
+    monkeypatch.setattr(speech, "stream", stream)
+    assert (spoken := speak(Model, {}, "naEamo.", 5, watch, 2)).seed == 7 and spoken.ended
+    assert (spoken := speak(Model, {}, "naEamo.", 5, watch, 1)).seed == 6 and not spoken.ended
+    assert isinstance(spoken, Spoken) and len(spoken.audio) == 994
+
+
+def test_file_folder_stdin_and_stream(finished_run, tmp_path):
+    """A wav a line; the same lines in one wav; standard input, streamed: the same samples as not streamed."""
+    (tmp_path / "lines.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    model = ["--model", finished_run, "--retries", 0]
+    result = run("generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "out", "--plot")
+    assert result.returncode == 0 and "first audio after" in result.stdout, result.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0001.wav", "0002.wav", "0001.png", "0002.png"}
+    result = run("generate_sample.py", "--text", TEXTS[1], *model, "--out", tmp_path / "one.wav")
+    assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "out" / "0002.wav").read_bytes()
+    command = [sys.executable, str(ROOT / "generate_sample.py"), "-", "--stream", "--model", str(finished_run), "--out", str(tmp_path / "s.wav")]
+    result = subprocess.run(command, input=TEXTS[1], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    (streamed, rate), (whole, _) = (sf.read(tmp_path / name, dtype="int16") for name in ("s.wav", "one.wav"))
+    assert rate == 24000 and len(streamed) == len(whole) and np.abs(streamed.astype(int) - whole).max() <= 1
+    result = run("generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "both.wav")
+    both = sf.info(tmp_path / "both.wav").frames
+    assert result.returncode == 0 and both > sum(sf.info(tmp_path / "out" / f"000{n}.wav").frames for n in (1, 2)) - 24000
