@@ -33,22 +33,12 @@ MARKS_MODEL = "".join(ARABIC_TO_BUCKWALTER[c] for c in MARKS)
 LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
 # Same letter, other code point: Persian and Urdu keyboards; punctuation of other keyboards; layout, which is not speech.
 VARIANTS = {"ی": "ي", "ک": "ك", "ہ": "ه", ",": "،", ";": "؛", "?": "؟", "٬": "،", "–": "،", "—": "،", "(": "،", ")": "،", "[": "،", "]": "،"}
-# Written short and read long. Those of letters stand alone as a word; ﷺ and ﷻ are one character each.
-ABBREVIATIONS = {
-    "ﷺ": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ",
-    "ﷻ": "جَلَّ جَلَالُهُ",
-    "(ص)": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ",
-    "(ع)": "عَلَيْهِ السَّلَامُ",
-    "(رض)": "رَضِيَ اللَّهُ عَنْهُ",
-    "إلخ": "إِلَى آخِرِهِ",
-    "ق.م": "قَبْلَ الْمِيلَادِ",
-    "د.": "الدُّكْتُورُ",
-    "أ.": "الْأُسْتَاذُ",
-}
+# Written short and read long: before anything else, after the layout characters are out, and at the end, when a title stands
+# before its name as "د. ". What is found at the end cannot come about later, so a second pass changes nothing.
+HONORIFICS = {"ﷺ": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ", "ﷻ": "جَلَّ جَلَالُهُ"}
+ABBREVIATIONS = {"(ص)": HONORIFICS["ﷺ"], "(ع)": "عَلَيْهِ السَّلَامُ", "(رض)": "رَضِيَ اللَّهُ عَنْهُ", "ق.م": "قَبْلَ الْمِيلَادِ"}
+LAST = {"د. ": "الدُّكْتُورُ ", "أ. ": "الْأُسْتَاذُ ", "إلخ": "إِلَى آخِرِهِ"}
 LAYOUT = dict.fromkeys([0x640, 0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *map(ord, "\"'«»“”‘’")])
-
-_WORD = "[ء-ٰٟ-ۓ]"
-ABBREVIATED = re.compile("|".join((f"(?<!{_WORD})" if k[0] in LETTERS else "") + re.escape(k) + (f"(?!{_WORD})" if k[-1] in LETTERS else "") for k in ABBREVIATIONS))
 
 
 class TextError(ValueError):
@@ -70,8 +60,8 @@ def normalise(text: str, numbers: bool = True) -> str:
     Raises TextError for a character outside the table, a mark without its letter, or a text without any letter.
     """
     raw = text
-    text = ABBREVIATED.sub(lambda m: ABBREVIATIONS[m[0]], text)
-    text = unicodedata.normalize("NFKC", text).translate(LAYOUT)
+    text = _expand(text, HONORIFICS)
+    text = _expand(unicodedata.normalize("NFKC", text).translate(LAYOUT), ABBREVIATIONS)
     if numbers:
         try:
             text = numbers_to_words(text)
@@ -81,17 +71,28 @@ def normalise(text: str, numbers: bool = True) -> str:
     for c in text:
         if c not in TO_MODEL:
             raise TextError(f"{_describe(c, raw)} cannot be said: write it in vocalised Arabic words")
-    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(set(m[0]), key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text)
     # One punctuation mark at a place: the first that ends a sentence, else the first.
     text = re.sub(r" *([.،؟!؛:])([.،؟!؛: ]*)", lambda m: next((c for c in m[0] if c in ".؟!"), m[1]) + " ", text).strip()
     text = text.lstrip(".،؟!؛: ")
     if text and text[-1] not in ".؟!":
         text = text.rstrip("،؛: ") + "."
+    text = _expand(text, LAST)
+    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(set(m[0]), key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text)
     if not any(c in LETTERS for c in text):
         raise TextError("the text has no Arabic letter")
     orphan = re.search(f"(?:^|[^{LETTERS}{MARKS}])([{MARKS}])", text)
     if orphan:
         raise TextError(f'"{orphan[1]}" ({unicodedata.name(orphan[1])}) stands without a letter before it, in "{text[: orphan.end()][-20:]}"')
+    return text
+
+
+def _expand(text: str, table: dict[str, str]) -> str:
+    """Replace abbreviations that stand alone, not those that end or begin like a longer word."""
+    letter = f"[{LETTERS}{MARKS}]"
+    for short, long in table.items():
+        before = f"(?<!{letter})" if short[0] in LETTERS else ""
+        after = f"(?!{letter})" if short[-1] in LETTERS else ""
+        text = re.sub(f"{before}{re.escape(short)}{after}", long, text)
     return text
 
 

@@ -17,7 +17,7 @@ from pocket_tts import TTSModel
 from safetensors.torch import load_file
 from test_model import make_row
 
-from pocket_arabic.adapt import merged, set_trainable
+from pocket_arabic.adapt import build_optimizers, merged, set_trainable
 from pocket_arabic.model import LSD, TrainableTTS
 from pocket_arabic.run import read_jsonl
 from train import Rows
@@ -74,6 +74,22 @@ def test_merged_adapters_equal_unmerged(flow_lm):
     torch.testing.assert_close(torch.cat(TrainableTTS(flow_lm).backbone(rows)), adapted, rtol=1e-5, atol=1e-5)
 
 
+def test_muon_takes_the_hidden_matrices_and_makes_their_updates_orthogonal(flow_lm):
+    model = TrainableTTS(flow_lm)
+    adamw, muon = build_optimizers(model, "muon", 1e-3, 0.0)
+    groups = [{id(p) for g in optimizer.param_groups for p in g["params"]} for optimizer in (adamw, muon)]
+    assert not groups[0] & groups[1] and groups[0] | groups[1] == {id(p) for p in model.parameters()}
+    names = {n for n, p in model.named_parameters() if id(p) in groups[1]}
+    assert set(LINEAR) <= names and all(n.startswith(("flow_lm.transformer.layers.", "flow_lm.flow_net.res_blocks.")) for n in names)
+    weight = flow_lm.transformer.layers[0].linear1.weight
+    before = weight.detach().clone()
+    model([make_row(i, 12, 7) for i in range(2)], 0.0)["loss"].backward()
+    muon.step()
+    gradient, update = torch.linalg.svdvals(weight.grad), torch.linalg.svdvals(weight.detach() - before)
+    assert gradient.max() > 4 * gradient.median() and update.max() < 1.6 * update.median()
+    assert len(build_optimizers(model, "adamw", 1e-3, 0.0)) == 1
+
+
 def test_parts_add_up_to_the_batch(flow_lm):
     """Loss and gradients of four rows at once equal the sums over uneven parts of them."""
     model = TrainableTTS(flow_lm)
@@ -120,7 +136,7 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
 def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
     """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
-    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--epochs", 20, "--max-steps", 40]
+    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--epochs", 20, "--max-steps", 40, "--optimizer", "muon"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
 
     def start(out: str) -> subprocess.Popen:

@@ -211,16 +211,15 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
     model = TTSModel.load_model(config="arabic.yaml", eos_threshold=99.0)  # of a random model whose logits are at the bundle's own threshold
     model.max_decoder_frames_per_call = 1
     audio = []
+    state = model.get_state_for_audio_prompt(Path("voice.wav"))  # draws random numbers too
     for text in (TEXTS[1], "halo >anota bixayorK?"):
         torch.manual_seed(0)
-        audio.append(model.generate_audio(model.get_state_for_audio_prompt(Path("voice.wav")), text, max_tokens=200))
+        audio.append(model.generate_audio(state, text, max_tokens=200))
     assert torch.equal(audio[0], audio[1])
     result = run("generate_sample.py", "--text", TEXTS[1], "--model", finished_run, "--out", tmp_path / "a.wav", "--retries", 0, "--eos-threshold", 99)
     assert result.returncode == 0, result.stderr
     samples, _ = sf.read(tmp_path / "a.wav", dtype="float32")
-    assert len(samples) == len(audio[0])
-    # The first second: frames feed on the frames before, so the last bit, which depends on where memory lies, grows to 1e-3 in nine.
-    np.testing.assert_allclose(samples[:24000], audio[0][:24000].clamp(-1, 1).numpy(), atol=2 / 32768)
+    np.testing.assert_allclose(samples, audio[0].clamp(-1, 1).numpy(), atol=2 / 32768)
 
 
 # --- long texts -------------------------------------------------------------------------------------------------------
