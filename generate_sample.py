@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--text-file", type=Path, help="UTF-8 file, a text a line")
     g.add_argument("--romanized", action="store_true", help="the text is Buckwalter, not Arabic script")
     g.add_argument("--numbers", action=argparse.BooleanOptionalAction, default=True, help="read digits as words")
-    g.add_argument("--diacritize", action="store_true", help="restore the marks of letters that have none, with a small model that works offline; it errs on some 7 in 100 letters")
+    g.add_argument("--diacritize", action="store_true", help="restore the marks of letters that have none, with a small model that works offline; it errs on some 6 in 100 letters")
     g.add_argument("--pausal", action="store_true", help="drop final short vowels and tanween before a stop, as a reader of Classical Arabic does")
     g.add_argument("--model", help="run or bundle folder, or OWNER/NAME on the hub")
     g.add_argument("--push", metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
