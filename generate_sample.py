@@ -20,6 +20,7 @@ next seed. The same text, model, voice, options and --seed give the same file on
 
 import argparse
 import json
+import os
 import struct
 import sys
 import time
@@ -36,6 +37,7 @@ from pocket_arabic.model import load_config, load_tokenizer, pieces
 from pocket_arabic.run import ROOT, UserError, command
 from pocket_arabic.speech import EosWatch, is_silent, join, load_bundle, pause_after, speak, split_text, stream, voice_state
 
+STREAM_PAUSE_SEC = 0.2  # between chunks, on top of the model's own silence after a text
 BARE_SHARE = 0.3  # warn above this share of letters without the mark they need; vocalised prose leaves out far fewer
 
 
@@ -75,10 +77,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--push uploads and speaks nothing; give no text with it")
     if len(sources) != 1 and not args.push:
         raise UserError(f"{'no text' if not sources else 'more than one text'}; give one of --text, --text-file and -")
-    for name, least in (("steps", 1), ("max_tokens", 1), ("temperature", 0), ("retries", 0), ("seed", 0)):
+    for name, least, most in (("steps", 1, 1000), ("max_tokens", 1, 10**6), ("temperature", 0, 10), ("retries", 0, 100), ("seed", 0, 2**62), ("eos_threshold", -1000, 1000)):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be from {least} to {most}")
     if args.romanized and args.diacritize:
         raise UserError("--diacritize restores the marks of Arabic script; leave --romanized out")
     if args.voice and not args.voice.is_file():
@@ -87,8 +89,13 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: is a folder; name a wav file in it")
     if args.out.is_dir() and args.stream:
         raise UserError(f"--out {args.out}: is a folder; --stream writes one wav, name it")
-    if not args.out.resolve().parent.is_dir():
+    if not args.out.is_dir() and args.out.suffix.lower() != ".wav":
+        raise UserError(f"--out {args.out}: neither a .wav nor a folder; name it .wav, or mkdir -p {args.out} for a wav a line")
+    folder = args.out if args.out.is_dir() else args.out.resolve().parent
+    if not folder.is_dir():
         raise UserError(f"--out {args.out}: no such folder; mkdir -p {args.out.parent}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out {args.out}: may not be written; name another place")
 
 
 def read_texts(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -119,7 +126,7 @@ def default_model() -> Path:
 
 
 class StreamedWav:
-    """A wav that grows: its header says it is as long as can be until `close` puts the true length in."""
+    """A wav that grows: its header says it is as long as can be until it is left and the true length is put in."""
 
     def __init__(self, path: Path, rate: int):
         self.file, self.rate, self.size = open(path, "wb"), rate, 0
@@ -138,9 +145,25 @@ class StreamedWav:
         self.file.flush()
         self.size += len(data)
 
-    def close(self) -> None:
+    def __enter__(self) -> "StreamedWav":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Also after an error or Ctrl-C: what was spoken until then is a whole wav."""
         self._header(self.size)
         self.file.close()
+
+
+def write(path: Path, audio: np.ndarray, rate: int, plotted: bool) -> float:
+    """Write a wav, and its spectrogram if `plotted`; warn if it is silent or clipped. Returns its seconds."""
+    if is_silent(audio, rate):
+        print(f"warning: {path}: silent; the model has not learnt to speak, or --voice is empty")
+    if np.abs(audio).max() > 1:
+        print(f"warning: {path}: louder than a wav holds by {20 * np.log10(np.abs(audio).max()):.1f} dB, so its peaks are cut; a quieter --voice helps")
+    write_wav(path, audio, rate)
+    if plotted:
+        plot(path, audio, rate)
+    return len(audio) / rate
 
 
 def plot(path: Path, samples: np.ndarray, rate: int) -> None:
@@ -167,7 +190,7 @@ def main() -> None:
         print(f"{args.push}: uploaded; pocket-tts generate --config hf://{args.push}/arabic.yaml --voice hf://{args.push}/voice.wav --text ...")
         return
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    config = load_config(str(bundle / "arabic.yaml"))
+    config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     tokenizer = load_tokenizer(config)
     max_tokens = args.max_tokens or info["max_tokens"]
     rewrite = [arabic.diacritize] * args.diacritize + [arabic.pausal] * args.pausal
@@ -199,37 +222,34 @@ def main() -> None:
     # 3. Speak.
     start, first, seconds, missed, retried = time.monotonic(), None, 0.0, 0, 0
     if args.stream:
-        wav = StreamedWav(args.out, rate)
-        for chunk in (c for _, _, chunks in texts for c in chunks):
-            for audio in stream(model, state, chunk, args.seed):
-                wav.write(audio)
-                first = first or time.monotonic() - start
-        wav.close()
+        with StreamedWav(args.out, rate) as wav:
+            for chunk in (c for _, _, chunks in texts for c in chunks):
+                if wav.size:
+                    wav.write(np.zeros(int(STREAM_PAUSE_SEC * rate), np.float32))
+                for audio in stream(model, state, chunk, args.seed):
+                    wav.write(audio)
+                    first = first or time.monotonic() - start
         seconds, missed = wav.size / 2 / rate, watch.missed
         if args.plot:
             plot(args.out, read_audio(args.out, rate), rate)
     else:
-        lines = []
-        bar = tqdm(total=sum(len(chunks) for _, _, chunks in texts), unit=" chunks", disable=None if len(texts) + len(texts[0][2]) > 2 else True)
-        for _, _, chunks in texts:
+        lines, number = [], sum(len(chunks) for _, _, chunks in texts)
+        bar = tqdm(total=number, unit=" chunks", disable=number < 3, mininterval=0.1 if sys.stderr.isatty() else 30)
+        for line, (_, _, chunks) in enumerate(texts, 1):
             parts = []
             for chunk in chunks:
-                parts.append(speak(model, state, chunk, args.seed, watch, args.retries))
+                parts.append(speak(model, state, chunk, args.seed, watch, args.retries, info.get("slowest_sec_per_token")))
                 first = first or parts[-1].first_sec
                 missed, retried = missed + (not parts[-1].ended), retried + (parts[-1].seed != args.seed)
                 bar.update()
-            lines.append(join([p.audio for p in parts], [pause_after(c) for c in chunks], rate))
+            audio = join([p.audio for p in parts], [pause_after(c) for c in chunks], rate)
+            if args.out.is_dir():
+                seconds += write(args.out / f"{line:04d}.wav", audio, rate, args.plot)
+            else:
+                lines.append(audio)
         bar.close()
-        outputs = [args.out / f"{n:04d}.wav" for n in range(1, len(lines) + 1)] if args.out.is_dir() else [args.out]
-        for path, audio in zip(outputs, lines if args.out.is_dir() else [join(lines, [pause_after(".")] * len(lines), rate)]):
-            if is_silent(audio, rate):
-                print(f"warning: {path}: silent; the model has not learnt to speak, or --voice is empty")
-            if np.abs(audio).max() > 1:
-                print(f"warning: {path}: louder than a wav holds by {20 * np.log10(np.abs(audio).max()):.1f} dB, so its peaks are cut; a quieter --voice helps")
-            write_wav(path, audio, rate)
-            if args.plot:
-                plot(path, audio, rate)
-            seconds += len(audio) / rate
+        if lines:
+            seconds = write(args.out, join(lines, [pause_after(".")] * len(lines), rate), rate, args.plot)
     elapsed = time.monotonic() - start
     end = "end reached" if not missed else f"the end was NOT reached in {missed} chunk(s): try another --seed"
     again = f", {retried} chunk(s) with another seed" if retried else ""

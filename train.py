@@ -222,6 +222,10 @@ class Rows:
         """Tokens of the longest text."""
         return max(len(self.tokenize(row["text_model"])) for row in self.rows)
 
+    def slowest(self) -> float:
+        """Seconds a token of all but the slowest hundredth of the utterances."""
+        return float(np.percentile([row["num_frames"] / self.frame_rate / len(self.tokenize(row["text_model"])) for row in self.rows], 99))
+
     def spoken(self, row: dict) -> float:
         """Frames from the first word to the end of the last."""
         return row["speech_end_sec"] * self.frame_rate - self.head
@@ -602,6 +606,7 @@ class Training:
             "tune": self.args.tune,
             "hours": self.cache.info["hours"]["train"],
             "max_tokens": self.longest,
+            "slowest_sec_per_token": round(self.train.slowest(), 4),
             "substitute": self.cache.info["options"].get("substitute"),
             "phonemes": self.cache.info["options"].get("phonemes"),
             "eos_threshold": self.config.default_eos_threshold,

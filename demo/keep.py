@@ -8,7 +8,6 @@ The FlowLM's matrices are stored in fp16, which halves them; loading makes them 
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from pocket_arabic.checkpoint import find_bundle, seal  # noqa: E402
+from pocket_arabic.checkpoint import copy_bundle, find_bundle, seal  # noqa: E402
 from pocket_arabic.run import command  # noqa: E402
 
 
@@ -37,9 +36,9 @@ def main() -> None:
         save_file({k: v for k, v in state.items() if k.startswith("flow_lm.")}, HERE / "flow_lm.safetensors")
     else:
         shutil.rmtree(HERE / "bundle", ignore_errors=True)
-        shutil.copytree(bundle, HERE / "bundle")
+        info = copy_bundle(bundle, HERE / "bundle")
         save_file(state, HERE / "bundle" / "model.safetensors")
-        seal(HERE / "bundle", {k: v for k, v in json.loads((bundle / "bundle.json").read_text(encoding="utf-8")).items() if k != "sha256"})
+        seal(HERE / "bundle", info)
     shutil.copyfile(args.run / "progress.jsonl", HERE / f"{args.what}_progress.jsonl")
 
 

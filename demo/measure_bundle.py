@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import statistics
@@ -51,12 +50,17 @@ PORT = 8765
 SECONDS = r"([\d.]+) s of speech in ([\d.]+) s .*first audio after ([\d.]+) s"
 
 
-def stock(bundle: Path, text: str, wav: Path) -> float:
+def stock(bundle: Path, text: str, wav: Path, *more: object) -> float:
     """Speak with the stock command line inside the bundle's folder -> its own real-time factor, loading not counted."""
-    args = [STOCK, "generate", "--config", "arabic.yaml", "--voice", "voice.wav", "--text", text, "--output-path", wav.resolve()]
+    args = [STOCK, "generate", "--config", "arabic.yaml", "--voice", "voice.wav", "--text", text, "--output-path", wav.resolve(), *map(str, more)]
     log = subprocess.run(args, cwd=bundle, check=True, capture_output=True, text=True, env=ENV).stderr
-    audio, took = re.search(r"Generated: (\d+) ms of audio in (\d+) ms", log).groups()
-    return int(took) / int(audio)
+    chunks = re.findall(r"Generated: (\d+) ms of audio in (\d+) ms", log)
+    return sum(int(took) for _, took in chunks) / sum(int(audio) for audio, _ in chunks)
+
+
+def memory_mib() -> float:
+    """Resident memory of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def ours(bundle: Path, *args: object) -> tuple[float, float, float]:
@@ -105,16 +109,19 @@ def ways(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path) -> dict:
     """The same sentences by every way to the model, each scored."""
     model, watch = load_bundle(bundle), EosWatch()
     voice = voice_state(model, bundle / "voice.wav")
-    texts = [row["text"] for row in rows]
-    kinds = {"generate_sample seed 0": [], "generate_sample seed 1": [], "generate_sample seed 2": [], "stock generate": [], "stock generate, NFC": [], "stock serve": []}
+    texts, info = [row["text"] for row in rows], json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    longest = info["max_tokens"]
+    names = [f"generate_sample seed {seed}" for seed in range(3)] + ["stock generate", "stock generate, NFC", "stock generate, whole", "stock serve"]
+    kinds: dict[str, list[Path]] = {name: [] for name in names}
     for kind, wavs in kinds.items():
         place = folder / kind.replace(" ", "_")
         place.mkdir()
         wavs += [place / f"{i}.wav" for i in range(len(rows))]
     for i, row in enumerate(tqdm(rows, disable=None)):
         for seed in range(3):
-            write_wav(kinds[f"generate_sample seed {seed}"][i], speak(model, voice, row["text_model"], seed, watch, 2).audio, model.sample_rate)
+            write_wav(kinds[f"generate_sample seed {seed}"][i], speak(model, voice, row["text_model"], seed, watch, 2, info.get("slowest_sec_per_token")).audio, model.sample_rate)
         stock(bundle, row["text"], kinds["stock generate"][i])
+        stock(bundle, row["text"], kinds["stock generate, whole"][i], "--max-tokens", longest)
         stock(bundle, unicodedata.normalize("NFC", row["text"]), kinds["stock generate, NFC"][i])
     serve(bundle, texts, kinds["stock serve"])
     return {"sentences": len(rows), **{kind: scorer.summary(list(zip(wavs, texts))) for kind, wavs in kinds.items()}}
@@ -132,8 +139,8 @@ def passage(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path, out: P
     chunks = split_text(text, model.flow_lm.conditioner.tokenizer, info["max_tokens"])
     spoken, memory = [], []
     for chunk in tqdm(chunks, disable=None):
-        spoken.append(speak(model, voice, chunk, 0, watch, 2))
-        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        spoken.append(speak(model, voice, chunk, 0, watch, 2, info.get("slowest_sec_per_token")))
+        memory.append(memory_mib())
     audio = join([s.audio for s in spoken], [pause_after(c) for c in chunks], rate)
     pairs, place, quiet, steps = [], 0, [], []
     for number, (chunk, part) in enumerate(zip(chunks, spoken)):
@@ -172,7 +179,7 @@ def speed(bundle: Path, rows: list[dict], folder: Path, rounds: int) -> dict:
     for _ in range(rounds):
         seconds, took, _first = ours(bundle, "--text", text, "--out", wav, "--retries", 0)
         factors["generate_sample"].append(took / seconds)
-        factors["stock"].append(stock(bundle, text, wav))
+        factors["stock"].append(stock(bundle, text, wav, "--max-tokens", 1000))
     single = [ours(bundle, "--text", row["text"], "--out", wav, "--retries", 0) for row in rows[:32:4]]
     batch = ours(bundle, "--text-file", folder / "32.txt", "--out", folder / "out", "--retries", 0)
     median = {name: statistics.median(f) for name, f in factors.items()}

@@ -6,16 +6,18 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from pocket_tts.utils.config import Config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pocket_arabic.model import beside
 from pocket_arabic.run import UserError, atomic_write, write_json
 
 
@@ -128,7 +130,16 @@ def sha256(file: Path) -> str:
 def seal(folder: Path, info: dict) -> None:
     """Write bundle.json: `info`, and the SHA-256 of every other file."""
     files = sorted(p for p in folder.iterdir() if p.name != "bundle.json")
-    write_json(folder / "bundle.json", info | {"sha256": {p.name: sha256(p) for p in files}})
+    write_json(folder / "bundle.json", {**info, "sha256": {p.name: sha256(p) for p in files}})
+
+
+def copy_bundle(bundle: Path, to: Path) -> dict:
+    """Copy the bundle's own files, not what else lies beside them, into the new folder `to`; returns bundle.json's contents."""
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    to.mkdir()
+    for name in ("bundle.json", *info["sha256"]):
+        shutil.copyfile(bundle / name, to / name)
+    return info
 
 
 def write_yaml(path: Path, value: dict) -> None:
@@ -179,11 +190,14 @@ def find_bundle(model: str | Path) -> Path:
     if missing:
         raise UserError(f"{bundle} is not a whole bundle, {', '.join(missing)} missing; {again}")
     try:
-        digests = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["sha256"].items()
+        info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+        whole = {"max_tokens", "phonemes", "substitute"} <= info.keys() and set(BUNDLE_FILES) <= {"bundle.json", *info["sha256"]}
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes; {again}") from None
-    check_paths(bundle / "arabic.yaml")  # before any name of the bundle is followed
-    for name, digest in digests:
+        whole = False
+    if not whole:
+        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes; {again}")
+    check_paths(bundle / "arabic.yaml", info["sha256"])  # before any name of the bundle is followed
+    for name, digest in info["sha256"].items():
         if Path(name).name != name or not (bundle / name).is_file():
             raise UserError(f"{bundle} is not a whole bundle, {name} missing; {again}")
         if sha256(bundle / name) != digest:
@@ -191,23 +205,23 @@ def find_bundle(model: str | Path) -> Path:
     return bundle
 
 
-def check_paths(config: Path) -> None:
-    """Raises UserError if the YAML names weights that are not safetensors, or a file outside its folder or a hub."""
-    try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config}: not a Pocket TTS config ({str(error).splitlines()[0]})") from None
+def check_paths(config: Path, names: Iterable[str]) -> None:
+    """Raises UserError if the YAML names weights that are not safetensors, or anything but the bundle's files `names`, as
+    they lie here or on the hub."""
 
     def walk(node: object) -> None:
         for key, value in node.items() if isinstance(node, dict) else ():
             if key in PATHS and isinstance(value, str):
-                if not value.startswith("hf://") and Path(value).name != value:
-                    raise UserError(f"{config}: {key} {value} leads out of the bundle; only files beside it and hf:// are read")
                 if key != "tokenizer_path" and not value.split("@")[0].endswith(".safetensors"):
                     raise UserError(f"{config}: {key} {value} is no safetensors file; other formats can run code when loaded")
+                if (beside(value) if value.startswith("hf://") else value) not in names:
+                    raise UserError(f"{config}: {key} {value} leads out of the bundle; only its own files are read")
             walk(value)
 
-    walk(found)
+    try:
+        walk(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{config}: not a Pocket TTS config ({str(error).splitlines()[0]})") from None
 
 
 def push_bundle(bundle: Path, repository: str) -> None:
@@ -217,23 +231,21 @@ def push_bundle(bundle: Path, repository: str) -> None:
         raise UserError(f"--push {repository}: not a repository; give OWNER/NAME")
     with tempfile.TemporaryDirectory() as tmp:
         staged = Path(tmp) / "bundle"
-        shutil.copytree(bundle, staged)
+        info = copy_bundle(bundle, staged)
         config = yaml.safe_load((staged / "arabic.yaml").read_text(encoding="utf-8"))
         table = config["flow_lm"]["lookup_table"]
         config["weights_path"] = f"hf://{repository}/model.safetensors"
-        table["tokenizer_path"] = f"hf://{repository}/{table['tokenizer_path'].rsplit('/', 1)[-1]}"
+        table["tokenizer_path"] = f"hf://{repository}/{beside(table['tokenizer_path'])}"
         write_yaml(staged / "arabic.yaml", config)
-        card = (staged / "README.md").read_text(encoding="utf-8")
-        card = card.replace("Inside this folder (paths in `arabic.yaml` are relative to it):", "From anywhere:")
+        card = MODEL_CARD.replace("Inside this folder (paths in `arabic.yaml` are relative to it):", "From anywhere:")
         card = card.replace("--config arabic.yaml --voice voice.wav", f"--config hf://{repository}/arabic.yaml --voice hf://{repository}/voice.wav")
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        info = json.loads((staged / "bundle.json").read_text(encoding="utf-8"))
-        seal(staged, {k: v for k, v in info.items() if k != "sha256"})
+        (staged / "README.md").write_text(card.format(**info), encoding="utf-8")
+        seal(staged, info)
         api = HfApi()
         try:
             api.create_repo(repository, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=staged, commit_message="Pocket TTS bundle for Arabic")
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a name, or a card the hub refuses
             raise UserError(f"--push {repository}: {str(error).strip().splitlines()[-1][:160]}; log in with a token that may write there: hf auth login") from None
 
 
@@ -243,5 +255,5 @@ def pull_bundle(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=[*BUNDLE_FILES, "tokenizer.*", "README.md"]))
     except (GatedRepoError, RepositoryNotFoundError):
         raise UserError(f"--model {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth login") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, HFValidationError) as error:
         raise UserError(f"--model {repository}: no such folder, and the hub gives no repository of that name ({type(error).__name__}); check name and network") from None

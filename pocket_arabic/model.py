@@ -43,10 +43,16 @@ GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_config(base: str) -> Config:
+def beside(address: str) -> str:
+    """The file's name in an hf:// address or path, without revision."""
+    return address.rsplit("/", 1)[-1].split("@")[0]
+
+
+def load_config(base: str, bundled: bool = False) -> Config:
     """`demo`, a language of the wheel (`english`), or a YAML file -> its config, local paths made absolute.
 
-    Paths in a YAML resolve against its own folder. Raises UserError.
+    Paths in a YAML resolve against its own folder. `bundled`: hub addresses do too, for a bundle whose files are checked.
+    Raises UserError.
     """
     if base == "demo":
         path = ROOT / "demo" / "base.yaml"
@@ -63,6 +69,7 @@ def load_config(base: str) -> Config:
         raise UserError(f"{path}: not a Pocket TTS config ({str(error).splitlines()[0]})") from None
 
     def absolute(location: str | None) -> str | None:
+        location = beside(location) if location and bundled else location
         if location is None or "://" in location:
             return location
         file = path.parent / location
@@ -215,8 +222,8 @@ def load_tokenizer(config: Config) -> Tokenizer:
     table = config.flow_lm.lookup_table
     try:
         return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
-    except AssertionError as error:
-        raise UserError(f"{table.tokenizer_path}: {error}; give weights, config and tokenizer of one model") from None
+    except Exception as error:  # tokenizers raises bare ones
+        raise UserError(f"{table.tokenizer_path}: {' '.join(str(error).split())[:120]}; give weights, config and tokenizer of one model") from None
 
 
 def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:
@@ -285,7 +292,7 @@ class Row:
     distill_time_logits: torch.Tensor  # [K', T, 2]
 
 
-NFC_ORDER = re.compile(f"(~)([{text.MARKS_MODEL}])")
+NFC_ORDER = re.compile("(~)([FNKaui])")
 
 
 def draw_text(rng: np.random.Generator, text_model: str, mark_dropout: float, stop_dropout: float, nfc_share: float) -> str:

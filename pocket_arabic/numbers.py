@@ -1,9 +1,10 @@
 """Digits to vocalised Arabic words: numbers as they are read alone (nominative, counting a masculine noun), and dates.
 
 Grammar: Wright, A Grammar of the Arabic Language I, §§ 318-329 (numbers) and 328 (ordinals). A number and its noun are
-put in one case here whatever the sentence around them wants; who needs another case writes the words.
+put in one case, and in the masculine, here whatever the sentence around them wants; who needs another form writes the words.
 """
 
+import calendar
 import re
 
 UNITS = ["صِفْرٌ", "وَاحِدٌ", "اثْنَانِ", "ثَلَاثَةٌ", "أَرْبَعَةٌ", "خَمْسَةٌ", "سِتَّةٌ", "سَبْعَةٌ", "ثَمَانِيَةٌ", "تِسْعَةٌ", "عَشَرَةٌ"]
@@ -29,9 +30,9 @@ HIJRI_MONTHS = ["الْمُحَرَّمِ", "صَفَرٍ", "رَبِيعٍ ال
 OF, IN_YEAR = "مِنْ", "عَامَ"
 ERAS = {"هـ": "لِلْهِجْرَةِ", "ه": "لِلْهِجْرَةِ", "م": "لِلْمِيلَادِ"}
 ERA = "(?: ?(هـ?|م)(?![ء-ٰ]))"
-# 12/5/2024, 12-5-2024, 2024-05-12 and so on, with an era if any; or a year alone with its era: 450هـ.
-DATE = re.compile(f"(?<!{DIGIT})(?:({DIGIT}{{1,2}})([/-])({DIGIT}{{1,2}})\\2({DIGIT}{{3,4}})|({DIGIT}{{4}})([/-])({DIGIT}{{1,2}})\\6({DIGIT}{{1,2}})){ERA}?(?!{DIGIT})")
-YEAR = re.compile(f"(?<![{DIGIT[1:-1]}.,٫٬])(?:({DIGIT}{{1,4}}) ?(هـ?)|({DIGIT}{{3,4}}) ?(م))(?![ء-ٰ])")  # 50 م are metres
+# 12/5/2024, 12.5.2024, 2024-05-12 and so on, with an era if any; or a year alone with its era: 450 هـ, 2024م (but 2024 م are metres).
+DATE = re.compile(f"(?<!{DIGIT})(?:({DIGIT}{{1,2}})([/.-])({DIGIT}{{1,2}})\\2({DIGIT}{{3,4}})|({DIGIT}{{4}})([/.-])({DIGIT}{{1,2}})\\6({DIGIT}{{1,2}})){ERA}?(?!{DIGIT})")
+YEAR = re.compile(f"(?<!{DIGIT})(?<!{DIGIT}[.,٫٬])(?:({DIGIT}{{1,4}}) ?(هـ?)|({DIGIT}{{3,4}})(م))(?![ء-ٰ])")
 
 
 def construct(word: str) -> str:
@@ -112,10 +113,10 @@ def genitive(words: str) -> str:
     >>> genitive("أَلْفَانِ وَأَرْبَعَةٌ وَعِشْرُونَ")
     'أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ'
     """
-    for nominative, other in (("َانِ", "َيْنِ"), ("ُونَ", "ِينَ"), ("ٌ", "ٍ"), ("ُمِئَة", "ِمِئَة")):
-        words = words.replace(nominative, other)
+    for nominative, other in (("َانِ(?= |$)", "َيْنِ"), ("ُونَ", "ِينَ"), ("ٌ", "ٍ"), ("ُمِئَة", "ِمِئَة")):
+        words = re.sub(nominative, other, words)
     words = re.sub(f"({'|'.join(construct(u) for u in UNITS[3:])})(?= )", lambda m: m[0][:-1] + "ِ", words)
-    return words.replace("اثْنَا ", "اثْنَيْ ").replace("اثْنَانِ", "اثْنَيْنِ")
+    return words.replace("اثْنَا ", "اثْنَيْ ")
 
 
 def date_to_words(day: int, month: int, year: int, era: str | None) -> str:
@@ -125,10 +126,19 @@ def date_to_words(day: int, month: int, year: int, era: str | None) -> str:
     'الثَّانِيَ عَشَرَ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ'
     """
     hijri = bool(era) and era[0] == "ه"
-    if not (1 <= month <= 12 and 1 <= day <= (30 if hijri else [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31][month - 1])):
+    days = 30 if hijri or not (year and 1 <= month <= 12) else calendar.monthrange(year, month)[1]
+    if not (1 <= month <= 12 and 1 <= day <= days):
         raise ValueError(f"{day}/{month}/{year} is no date")
     words = [ordinal(day), OF, (HIJRI_MONTHS if hijri else MONTHS)[month - 1], IN_YEAR, genitive(number_to_words(year))]
     return " ".join(words + ([ERAS[era]] if era else []))
+
+
+def spaced(match: re.Match, words: str) -> str:
+    """The words apart from letters that touched the digits, but for a prefix of one letter: و5 is one word."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    touching = re.search("[ء-ٰ]+$", before)
+    prefix = touching and len(re.sub("[ً-ٰ]", "", touching[0])) == 1 and touching[0][0] in "وفبلك"
+    return f"{' ' if touching and not prefix else ''}{words}{' ' if re.match('[ء-ي]', after) else ''}"
 
 
 def numbers_to_words(text: str) -> str:
@@ -145,10 +155,10 @@ def numbers_to_words(text: str) -> str:
     def date(match: re.Match) -> str:
         groups = match.groups()
         day, month, year = (groups[0], groups[2], groups[3]) if groups[0] else (groups[7], groups[6], groups[4])
-        return date_to_words(int(day), int(month), int(year), groups[8])
+        return spaced(match, date_to_words(int(day), int(month), int(year), groups[8]))
 
     text = DATE.sub(date, text)
-    text = YEAR.sub(lambda m: f"{genitive(number_to_words(int(m[1] or m[3])))} {ERAS[m[2] or m[4]]}", text)
+    text = YEAR.sub(lambda m: spaced(m, f"{genitive(number_to_words(int(m[1] or m[3])))} {ERAS[m[2] or m[4]]}"), text)
 
     def words(match: re.Match) -> str:
         whole, decimals, percent = match.groups()
@@ -157,6 +167,6 @@ def numbers_to_words(text: str) -> str:
             value = str(int(decimals)).zfill(len(decimals))
             zeros = len(value) - len(value.lstrip("0"))
             said += [POINT] + [UNITS[0]] * min(zeros, len(value) - 1) + [number_to_words(int(value))]
-        return " ".join(said + ([PERCENT] if percent else []))
+        return spaced(match, " ".join(said + ([PERCENT] if percent else [])))
 
     return NUMBER.sub(words, text)

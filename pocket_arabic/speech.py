@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class EosWatch(logging.Handler):
         super().__init__(logging.WARNING)
         self.missed = 0
         logger = logging.getLogger("pocket_tts.models.tts_model")
-        logger.addHandler(self)
+        logger.handlers = [self]
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -37,7 +38,7 @@ class EosWatch(logging.Handler):
 
 def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None) -> TTSModel:
     """A bundle -> the wheel's model, strictly loaded. Raises UserError."""
-    config = load_config(str(bundle / "arabic.yaml"))
+    config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     weights = load_weights(config)
     model = tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold)
     # Decoding as many frames as happen to be queued makes the last bits depend on timing.
@@ -91,10 +92,11 @@ def voice_state(model: TTSModel, voice: Path) -> dict:
     return model.get_state_for_audio_prompt(torch.from_numpy(read_audio(voice, model.sample_rate))[None])
 
 
-def stream(model: TTSModel, state: dict, chunk: str, seed: int) -> Iterator[np.ndarray]:
-    """One chunk of model text -> its audio, 80 ms [1920] at a time as they come."""
+def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None) -> Iterator[np.ndarray]:
+    """One chunk of model text -> its audio, 80 ms [1920] at a time as they come. `stop` ends it early, but is to be read to
+    its end all the same: the wheel's threads abort a process that exits before them."""
     torch.manual_seed(seed)
-    for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6):
+    for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
         yield audio.numpy()
 
 
@@ -102,24 +104,31 @@ def stream(model: TTSModel, state: dict, chunk: str, seed: int) -> Iterator[np.n
 class Spoken:
     audio: np.ndarray  # [samples]
     seed: int  # of the attempt that was kept
-    ended: bool  # whether it reached its end
+    ended: bool  # whether it reached its end in time
     first_sec: float  # until its first 80 ms were there
 
 
-def speak(model: TTSModel, state: dict, chunk: str, seed: int, watch: EosWatch, retries: int = 0) -> Spoken:
-    """One chunk of model text, spoken. An attempt that misses its end or is silent is made again with the next seed, up
-    to `retries` times; if all fail, the shortest counts."""
+def speak(model: TTSModel, state: dict, chunk: str, seed: int, watch: EosWatch, retries: int = 0, slowest: float | None = None) -> Spoken:
+    """One chunk of model text, spoken. An attempt that misses its end, runs on or is silent is made again with the next
+    seed, up to `retries` times; if all fail, the shortest that is not silent counts.
+
+    `slowest`: seconds a token that the slowest training text took. An attempt is cut off a second beyond half as much
+    again; the wheel's own cap, a third of a second a token and 2 s, is for word pieces and too long for letters.
+    """
+    limit = None if slowest is None else 1.5 * slowest * len(model.flow_lm.conditioner.tokenizer.encode(chunk)) + 1
     attempts: list[Spoken] = []
     for attempt in range(seed, seed + retries + 1):
-        missed, start, pieces, first = watch.missed, time.monotonic(), [], 0.0
-        for piece in stream(model, state, chunk, attempt):
-            pieces.append(piece)
+        missed, start, pieces, first, stop = watch.missed, time.monotonic(), [], 0.0, threading.Event()
+        for piece in stream(model, state, chunk, attempt, stop):
+            if not stop.is_set():
+                pieces.append(piece)
             first = first or time.monotonic() - start
-        audio = np.concatenate(pieces)
-        attempts.append(Spoken(audio, attempt, watch.missed == missed, first))
-        if attempts[-1].ended and not is_silent(audio, model.sample_rate):
+            if limit is not None and sum(map(len, pieces)) > limit * model.sample_rate:
+                stop.set()
+        attempts.append(Spoken(np.concatenate(pieces), attempt, watch.missed == missed and not stop.is_set(), first))
+        if attempts[-1].ended and not is_silent(attempts[-1].audio, model.sample_rate):
             return attempts[-1]
-    return min(attempts, key=lambda a: len(a.audio))
+    return min(attempts, key=lambda a: (is_silent(a.audio, model.sample_rate), not a.ended, len(a.audio)))
 
 
 def is_silent(audio: np.ndarray, rate: int) -> bool:

@@ -37,7 +37,7 @@ VARIANTS = {"ی": "ي", "ک": "ك", "ہ": "ه", ",": "،", ";": "؛", "?": "؟",
 # before its name as "د. ". What is found at the end cannot come about later, so a second pass changes nothing.
 HONORIFICS = {"ﷺ": "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ", "ﷻ": "جَلَّ جَلَالُهُ"}
 ABBREVIATIONS = {"(ص)": HONORIFICS["ﷺ"], "(ع)": "عَلَيْهِ السَّلَامُ", "(رض)": "رَضِيَ اللَّهُ عَنْهُ", "ق.م": "قَبْلَ الْمِيلَادِ"}
-LAST = {"د. ": "الدُّكْتُورُ ", "أ. ": "الْأُسْتَاذُ ", "إلخ": "إِلَى آخِرِهِ"}
+LAST = {"د. ": "الدُّكْتُورُ ", "إلخ": "إِلَى آخِرِهِ"}
 LAYOUT = dict.fromkeys([0x640, 0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *map(ord, "\"'«»“”‘’")])
 
 
@@ -92,7 +92,7 @@ def _expand(text: str, table: dict[str, str]) -> str:
     for short, long in table.items():
         before = f"(?<!{letter})" if short[0] in LETTERS else ""
         after = f"(?!{letter})" if short[-1] in LETTERS else ""
-        text = re.sub(f"{before}{re.escape(short)}{after}", long, text)
+        text = re.sub(f"{before}{re.escape(short)}{after}", long if before else f" {long} ", text)
     return text
 
 
@@ -181,7 +181,7 @@ def pausal(text_norm: str) -> str:
     'رَأَيْتُ رَجُلَا، وَهُوَ فِي الْمَدِينَهْ.'
     """
     text = re.sub("ة[ًٌٍَُِْ]?(?=[.،؟!؛:])", "هْ", text_norm)
-    text = re.sub("ً([اى])(?=[.،؟!؛:])|([اى])ً(?=[.،؟!؛:])", lambda m: "َ" + (m[1] or m[2]), text)
+    text = re.sub("َ?(?:ً([اى])|([اى])ً)(?=[.،؟!؛:])", lambda m: "َ" + (m[1] or m[2]), text)
     text = re.sub("ءً(?=[.،؟!؛:])", "ءَا", text)
     return re.sub(f"({SHADDA}?)[ٌٍَُِ](?=[.،؟!؛:])", lambda m: m[1] or "ْ", text)
 
@@ -193,18 +193,19 @@ def diacritize(text_norm: str) -> str:
     >>> diacritize("ذهب الوَلَدُ إلى المدرسة.")
     'ذَهَبَ الْوَلَدُ إِلَى الْمَدْرَسَةِ.'
     """
-    restored = _diacritizer().diacritize("".join(c for c in text_norm if c not in MARKS))
-    given, found = (re.findall(f"([^{MARKS}])([{MARKS}]*)", t) for t in (text_norm, normalise(restored)))
-    assert len(given) == len(found), (text_norm, restored)
-    text = normalise("".join(letter + (marks or _fitting(letter, other)) for (letter, marks), (_, other) in zip(given, found)))
+    restored = unicodedata.normalize("NFKC", _diacritizer().diacritize("".join(c for c in text_norm if c not in MARKS)))
+    given, found = (re.findall(f"([^{MARKS}])([{MARKS}]*)", t) for t in (text_norm, restored))
+    assert [g for g, _ in given] == [f for f, _ in found], (text_norm, restored)
+    text = ""
+    for (letter, marks), (_, other) in zip(given, found):
+        if letter in "اى" and "ٰ" not in other:  # the package writes لاَ for لَا
+            text += other if text[-1:] in tuple(LETTERS) else ""
+            other = ""
+        text += letter + (marks or (other if letter in LETTERS else ""))
+    text = normalise(text)
     for place in reversed(_bare(text)):
-        text = f"{text[:place]}ْ{text[place:]}"
+        text = f"{text[:place]}{'َ' if text[place : place + 1] in tuple('اىة') else 'ْ'}{text[place:]}"
     return text
-
-
-def _fitting(letter: str, marks: str) -> str:
-    """What of the restored marks the letter can bear: a vowel on a bare alif is none."""
-    return "".join(c for c in marks if letter not in "اآىٱ" or c in "ًٰ") if letter in LETTERS else ""
 
 
 @cache
