@@ -7,10 +7,10 @@ export MALLOC_TRIM_THRESHOLD_ = 1000000000000
 export MALLOC_TOP_PAD_ = 536870912
 
 # How the nano base learns Arabic in a quarter of an hour; the real base trains with train.py's defaults.
-DEMO := --batch-size 16 --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 1 --distill-head-only --guide-steps 770 --epochs 1000 --max-steps 1100 --max-hours 0.25
+DEMO := --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 2 --distill-head-only --guide-steps 500 --epochs 1000 --max-steps 1800 --max-hours 0.25
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench experiments lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -26,11 +26,16 @@ demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare
 	$(BIN)/python generate_sample.py --model runs/demo --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out runs/demo/demo.wav
 	@echo "listen: runs/demo/demo.wav (aplay runs/demo/demo.wav, or any player)"
 
-test: .venv/installed  ## the tests: CPU, no network, a few minutes
+test: .venv/installed  ## the tests: CPU, no network, a quarter of an hour
 	$(BIN)/python -m pytest
 
 bench: .venv/installed  ## speed, as ratios measured in one run: samples/bench.json, some 20 minutes
 	$(BIN)/python tests/bench.py
+
+SCORER ?= $(error give SCORER="python recogniser.py --list", a command that scores a file of {"wav", "text"} lines)
+experiments: .venv/installed  ## what helps and what does not, on the demo: samples/experiments.json, hours
+	$(BIN)/python data_prep.py --corpus demo
+	$(BIN)/python demo/run_experiments.py --scorer "$(SCORER)"
 
 lint: .venv/installed  ## ruff, code and format
 	$(BIN)/ruff check .

@@ -108,7 +108,8 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--distill-draws", type=int, default=4, help="the same for the distillation term, whose draws cost three times as much")
     g.add_argument(
         "--distill-head-only",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="no gradient of the distillation term to the transformer; with few frames a step its noise drowns what the text has to teach",
     )
     g.add_argument("--text-dropout", type=float, default=0.2, help="share of rows trained without their text")
