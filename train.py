@@ -21,6 +21,7 @@ import copy
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import time
@@ -341,8 +342,12 @@ def print_parts(flow_lm: FlowLMModel) -> None:
 
 def memory_gib() -> float:
     """Peak of this process: of the GPU if there is one, else of main memory."""
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return peak / 2**30
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent held when it started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ Writes  --out, JSON.
 
 import argparse
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,6 @@ def clips(folder: Path, count: int) -> None:
 
 def bench_data(mimi, tokenizer, folder: Path, rounds: int) -> dict:
     """data_prep's whole loop (read, resample, trim, encode, write, join, statistics) against its bare encoder, in turns."""
-    clips(folder / "corpus", 32)
     sys.argv = ["data_prep.py", "--corpus", str(folder / "corpus"), "--device", "cpu"]
     args, state = data_prep.parse_args(), PartialState(cpu=True)
     shards, total = open_corpus(args.corpus).open()
@@ -143,24 +143,26 @@ def bench_train(base: Path, data: Path, out: Path, batch: int, steps: int, round
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench.json")
-    p.add_argument("--only", choices=("data",), help="one part")
-    p.add_argument("--rounds", type=int, default=3, help="of everything; the fastest counts")
+    p.add_argument("--only", choices=("data", "real size", "nano size"), help="one part; the others in --out stay")
+    p.add_argument("--rounds", type=int, default=3, help="of everything but the real size; the fastest counts")
     args = p.parse_args()
     use_all_cores()
-    result = {"command": "make bench", **provenance()}
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.only and args.out.exists() else {}
+    result |= {"command": "make bench", "threads": torch.get_num_threads(), **provenance()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config, _, mimi, tokenizer = real_base(folder / "release")
-        result["data"] = bench_data(mimi, tokenizer, folder / "data", args.rounds)
-        if args.only != "data":
-            with open(folder / "english.yaml", "w", encoding="utf-8") as file:
-                yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
-            for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):
-                cache = folder / size
-                prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", folder / "data" / "corpus", "--base", base, "--out", cache]
+        clips(folder / "corpus", 32)
+        if args.only in (None, "data"):
+            result["data"] = bench_data(mimi, tokenizer, folder, args.rounds)
+        with open(folder / "english.yaml", "w", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
+        for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):
+            if args.only in (None, size):
+                prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", folder / "corpus", "--base", base, "--out", folder / size]
                 subprocess.run([str(a) for a in prepare], check=True, stdout=subprocess.DEVNULL)
-                batch, steps, tunes = (4, 6, ("last:2", "lora:8", "text")) if size == "real size" else (8, 20, ("last:2", "lora:8", "text"))
-                result[size] = bench_train(base, cache, folder / "run", batch, steps, args.rounds if size == "nano size" else 1, tunes)
+                batch, steps, rounds = (4, 6, 1) if size == "real size" else (8, 20, args.rounds)
+                result[size] = bench_train(base, folder / size, folder / "run", batch, steps, rounds, ("last:2", "lora:8", "text"))
     write_json(args.out, result)
     print(args.out.read_text())
 
