@@ -7,7 +7,7 @@ export MALLOC_TRIM_THRESHOLD_ = 1000000000000
 export MALLOC_TOP_PAD_ = 536870912
 
 # How the nano base learns Arabic in a quarter of an hour; the real base trains with train.py's defaults.
-DEMO := --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 2 --distill-head-only --guide-steps 500 --epochs 1000 --max-steps 1800 --max-hours 0.25
+DEMO := --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 2 --distill-head-only --guide-steps 300 --epochs 1000 --max-steps 900 --max-hours 0.25
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench experiments lint clean

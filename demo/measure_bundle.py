@@ -210,18 +210,25 @@ def main() -> None:
     p.add_argument("--passage", type=Path, help="where to keep the passage's wav")
     p.add_argument("--sentences", type=int, default=20, help="for the comparison with stock tools")
     p.add_argument("--rounds", type=int, default=5, help="of the speed comparison")
+    p.add_argument("--parts", nargs="+", choices=("ways", "passage", "speed"), default=("ways", "passage", "speed"), help="what to measure; the rest in --out stays")
     p.add_argument("--scorer", required=True, help="command that scores a pairs.jsonl")
     args = p.parse_args()
     bundle, cache = find_bundle(args.model), Cache(args.data)
     rows = cache.split("test")
-    result = {"command": shlex.join(["python", "demo/measure_bundle.py", *sys.argv[1:]]), **provenance()}
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    here = {"command": shlex.join(["python", "demo/measure_bundle.py", *sys.argv[1:]]), **provenance()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scorer = Scorer(args.scorer, folder)
         bundle = Path(shutil.copytree(bundle, folder / "bundle"))  # the stock tool writes beside it
-        result["ways"] = ways(bundle, rows[: args.sentences], scorer, folder)
-        result["passage"] = passage(bundle, rows + cache.split("valid"), scorer, folder, args.passage)
-        result["speed"] = speed(bundle, rows, folder, args.rounds)
+        for part in args.parts:
+            if part == "ways":
+                found = ways(bundle, rows[: args.sentences], scorer, folder)
+            elif part == "passage":
+                found = passage(bundle, rows + cache.split("valid"), scorer, folder, args.passage)
+            else:
+                found = speed(bundle, rows, folder, args.rounds)
+            result[part] = here | found
     write_json(args.out, result)
     print(json.dumps(result, indent=1))
 
