@@ -10,7 +10,7 @@ export MALLOC_TOP_PAD_ = 536870912
 DEMO := --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 2 --distill-head-only --guide-steps 300 --epochs 1000 --max-steps 900 --max-hours 0.25
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench experiments lint clean
+.PHONY: help demo speak test bench experiments lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -25,6 +25,9 @@ demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare
 	$(BIN)/python train.py --data data/demo $(DEMO)
 	$(BIN)/python generate_sample.py --model runs/demo --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out runs/demo/demo.wav
 	@echo "listen: runs/demo/demo.wav (aplay runs/demo/demo.wav, or any player)"
+
+speak: .venv/installed  ## speak a proverb with the embedded model: speak.wav
+	$(BIN)/python generate_sample.py --model demo/bundle --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out speak.wav
 
 test: .venv/installed  ## the tests: CPU, no network, a quarter of an hour
 	$(BIN)/python -m pytest

@@ -234,6 +234,15 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
     np.testing.assert_allclose(samples, audio[0][: len(samples)].clamp(-1, 1).numpy(), atol=2 / 32768)
 
 
+def test_the_embedded_bundle_speaks_right_after_installation(tmp_path):
+    """Without a run of one's own: whole by its digests, at its end in time, as long as such a sentence takes; all of demo/ small."""
+    result = run("generate_sample.py", "--text", TEXTS[3], "--out", tmp_path / "x.wav", cwd=tmp_path)
+    assert result.returncode == 0 and "end reached" in result.stdout and "demo/bundle" in result.stdout, result.stderr
+    samples, rate = sf.read(tmp_path / "x.wav")
+    assert 1.5 < len(samples) / rate < 4 and 0.02 < np.sqrt(np.mean(samples**2)) < 0.3
+    assert sum(p.stat().st_size for p in (ROOT / "demo").rglob("*") if p.is_file()) < 60e6
+
+
 # --- long texts -------------------------------------------------------------------------------------------------------
 
 
