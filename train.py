@@ -537,7 +537,7 @@ class Training:
         counts = {k: len(v) // args.grad_accum if k != "grad_norm" else steps for k, v in self.window.items()}
         if self.main:
             record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizers[0].param_groups[0]["lr"]}
-            record |= {k: round(total / counts[k], 5) for k, total in sums.items()} | {
+            record |= {k: float(f"{total / counts[k]:.7g}") for k, total in sums.items()} | {
                 "frames_per_sec": round(self.window_frames / seconds, 1),
                 "step_sec": round(seconds / steps, 4),
             }

@@ -104,7 +104,8 @@ def test_parts_add_up_to_the_batch(flow_lm):
     for name in whole:
         torch.testing.assert_close(sum(p[name] for p in parts), whole[name], rtol=1e-5, atol=1e-6)
     for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+        scale = expected[name].abs().max().clamp(min=1e-12)
+        torch.testing.assert_close(p.grad / scale, expected[name] / scale, rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
@@ -124,7 +125,7 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
     for name in ("accumulated", "processes"):
         for a, b in zip(logs["whole"], logs[name], strict=True):
             for key in ("loss", "flow_error", "eos", "grad_norm"):
-                assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5), (name, key)  # the log has five decimals
+                assert a[key] == pytest.approx(b[key], rel=1e-5), (name, key)
         for key, value in weights["whole"].items():
             torch.testing.assert_close(weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}")
     # A run goes on on another machine if a step stays the same.
