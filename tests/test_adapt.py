@@ -149,12 +149,12 @@ def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
         if line.startswith("step 4/"):
             process.send_signal(signal.SIGTERM)
             break
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     step = max(int(p.name[5:]) for p in (tmp_path / "stopped" / "checkpoints").glob("step_*"))
     assert 4 <= step < 40 and step % 3  # three steps an epoch
     for out in ("stopped", "whole"):
         process = start(out)
-        process.communicate(timeout=240)
+        process.communicate(timeout=600)
         assert process.returncode == 0
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = (load_file(tmp_path / out / "checkpoints" / "step_000040" / name) for out in ("stopped", "whole"))
