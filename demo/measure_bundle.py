@@ -8,7 +8,7 @@ Writes  --out, JSON; the passage as --passage.
 
 The scorer is any command that takes a file of {"wav", "text"} lines and prints a JSON line each, with the character error
 rate as "cer_no_marks", then a JSON summary.
-Errors are means and medians over sentences. Speeds are of one core, stock and ours in turns, and quoted as ratios.
+Errors are means and medians over sentences. Speeds are of one thread an operation, stock and ours in turns on one machine.
 """
 
 import argparse
