@@ -238,7 +238,7 @@ def main() -> None:
         for line, (_, _, chunks) in enumerate(texts, 1):
             parts = []
             for chunk in chunks:
-                parts.append(speak(model, state, chunk, args.seed, watch, args.retries, info.get("slowest_sec_per_token")))
+                parts.append(speak(model, state, chunk, args.seed, watch, args.retries, info["slowest_sec_per_token"]))
                 first = first or parts[-1].first_sec
                 missed, retried = missed + (not parts[-1].ended), retried + (parts[-1].seed != args.seed)
                 bar.update()

@@ -122,7 +122,7 @@ def ways(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path) -> dict:
         wavs += [place / f"{i}.wav" for i in range(len(rows))]
     for i, row in enumerate(tqdm(rows, disable=None)):
         for seed in range(3):
-            write_wav(kinds[f"generate_sample seed {seed}"][i], speak(model, voice, row["text_model"], seed, watch, 2, info.get("slowest_sec_per_token")).audio, model.sample_rate)
+            write_wav(kinds[f"generate_sample seed {seed}"][i], speak(model, voice, row["text_model"], seed, watch, 2, info["slowest_sec_per_token"]).audio, model.sample_rate)
         stock(bundle, row["text"], kinds["stock generate"][i])
         stock(bundle, row["text"], kinds["stock generate, whole"][i], "--max-tokens", longest)
         stock(bundle, unicodedata.normalize("NFC", row["text"]), kinds["stock generate, NFC"][i])
@@ -142,10 +142,10 @@ def passage(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path, out: P
     chunks = split_text(text, model.flow_lm.conditioner.tokenizer, info["max_tokens"])
     spoken, memory = [], []
     for chunk in tqdm(chunks, disable=None):
-        spoken.append(speak(model, voice, chunk, 0, watch, 2, info.get("slowest_sec_per_token")))
+        spoken.append(speak(model, voice, chunk, 0, watch, 2, info["slowest_sec_per_token"]))
         memory.append(memory_mib())
     audio = join([s.audio for s in spoken], [pause_after(c) for c in chunks], rate)
-    pairs, place, quiet, steps = [], 0, [], []
+    pairs, quiet, steps = [], [], []
     for number, (chunk, part) in enumerate(zip(chunks, spoken)):
         wav = folder / f"chunk{number}.wav"
         write_wav(wav, part.audio, rate)
@@ -191,7 +191,18 @@ def speed(bundle: Path, rows: list[dict], folder: Path, rounds: int) -> dict:
     random_release(folder / "release", build_flow_lm)
     release = folder / "release" / "languages" / "english"
     config.flow_lm.lookup_table.tokenizer_path = str(release / "tokenizer.json")
-    info = {"max_tokens": 100, "phonemes": None, "substitute": None, "base": "random", "tune": "none", "corpus": "none", "hours": 0.0, "checkpoint": "none", "chosen_by": "nothing"}
+    info = {
+        "max_tokens": 100,
+        "slowest_sec_per_token": 1.0,
+        "phonemes": None,
+        "substitute": None,
+        "base": "random",
+        "tune": "none",
+        "corpus": "none",
+        "hours": 0.0,
+        "checkpoint": "none",
+        "chosen_by": "nothing",
+    }
     export_bundle(folder / "real", arabic_config(config), load_file(release / "model.safetensors"), bundle / "voice.wav", info)
     real = [ours(folder / "real", "--text", rows[0]["text"], "--out", wav, "--retries", 0) for _ in range(2)]
     return {

@@ -191,7 +191,7 @@ def find_bundle(model: str | Path) -> Path:
         raise UserError(f"{bundle} is not a whole bundle, {', '.join(missing)} missing; {again}")
     try:
         info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-        whole = {"max_tokens", "phonemes", "substitute"} <= info.keys() and set(BUNDLE_FILES) <= {"bundle.json", *info["sha256"]}
+        whole = {"max_tokens", "slowest_sec_per_token", "phonemes", "substitute"} <= info.keys() and set(BUNDLE_FILES) <= {"bundle.json", *info["sha256"]}
     except (ValueError, KeyError, AttributeError, TypeError):
         whole = False
     if not whole:
