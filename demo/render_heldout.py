@@ -12,6 +12,7 @@ Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, e
 The scorer is any command that takes a pairs.jsonl and prints a JSON summary as its last line. --stock N also speaks the
 first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder. --samples DIR
 renews the evidence there: wavs and spectrograms of one sentence, heldout.json, and the run's loss.png and progress.jsonl.
+--bare speaks the sentences stripped of their marks, scored against the text with them.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from pocket_tts.modules.stateful_module import init_states
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,7 @@ from pocket_arabic.checkpoint import find_bundle  # noqa: E402
 from pocket_arabic.model import decode_latents  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, load_bundle, speak, voice_state  # noqa: E402
+from pocket_arabic.text import MARKS_MODEL  # noqa: E402
 
 matplotlib.use("Agg")
 
@@ -49,6 +52,9 @@ def main() -> None:
     p.add_argument("--clips", type=Path, default=ROOT / "demo" / "corpus" / "clips", help="where the corpus has its audio")
     p.add_argument("--out", type=Path, default=Path("runs/heldout"))
     p.add_argument("--seed", type=int, default=0, help="fixes the latent noise and the speech")
+    p.add_argument("--only-generated", action="store_true", help="nothing of the originals and the codec")
+    p.add_argument("--bare", action="store_true", help="speak the texts without their marks")
+    p.add_argument("--voice", action=argparse.BooleanOptionalAction, default=True, help="with the bundle's voice prompt, or with none")
     p.add_argument("--stock", type=int, default=0, help="sentences to speak with the stock command line too")
     p.add_argument("--samples", type=Path, help="folder whose evidence to renew")
     p.add_argument("--scorer", help="command that scores a pairs.jsonl")
@@ -56,7 +62,7 @@ def main() -> None:
     cache, bundle = Cache(args.data), find_bundle(args.model)
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     model, watch = load_bundle(bundle), EosWatch()
-    voice = voice_state(model, bundle / "voice.wav")
+    voice = voice_state(model, bundle / "voice.wav") if args.voice else init_states(model.flow_lm, 1, 1)
     deviation = np.asarray(cache.latents).std(0)
     noise = np.random.default_rng(args.seed)
     pairs: dict[str, list[dict]] = {}
@@ -64,21 +70,25 @@ def main() -> None:
     for index, row in enumerate(tqdm(cache.split("test"), disable=None)):
         latents = np.array(cache.row_latents(row))
         draw = noise.standard_normal(latents.shape).astype("float32") * deviation
+        text_model = row["text_model"]
+        if args.bare:
+            text_model = "".join(c for c in text_model if c not in MARKS_MODEL)
         start = time.monotonic()
-        spoken = speak(model, voice, row["text_model"], args.seed, watch)
+        spoken = speak(model, voice, text_model, args.seed, watch)
         generated = spoken.audio
         elapsed += time.monotonic() - start
         speech += len(generated) / model.sample_rate
         if not spoken.ended:
             missed.append(row["id"])
         ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)
-        audio = {
-            "original": read_audio(next(args.clips.glob(f"{row['id']}.*")), model.sample_rate),
-            "codec": decode_latents(model.mimi, torch.from_numpy(latents)),
-            "codec_noise_0.1": decode_latents(model.mimi, torch.from_numpy(latents + 0.1 * draw)),
-            "codec_noise_0.3": decode_latents(model.mimi, torch.from_numpy(latents + 0.3 * draw)),
-            "generated": generated,
-        }
+        audio = {"generated": generated}
+        if not args.only_generated:
+            audio |= {
+                "original": read_audio(next(args.clips.glob(f"{row['id']}.*")), model.sample_rate),
+                "codec": decode_latents(model.mimi, torch.from_numpy(latents)),
+                "codec_noise_0.1": decode_latents(model.mimi, torch.from_numpy(latents + 0.1 * draw)),
+                "codec_noise_0.3": decode_latents(model.mimi, torch.from_numpy(latents + 0.3 * draw)),
+            }
         if index < args.stock:
             audio |= {"generated_as_stock": generated, "stock": stock_speech(bundle, row["text"], model.sample_rate)}
         for kind, samples in audio.items():
