@@ -5,6 +5,7 @@ Reads   --text, --text-file (a text a line) or - (standard input);
         --model: a run (runs/NAME), a bundle, or a repository of the hub (OWNER/NAME) that --push made; default the newest run
         that has a bundle, else demo/bundle.
 Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for each line of the text.
+        With --evaluate the folder --out: evaluation.json, the same as a table in evaluation.md, and every wav that was judged.
 
     python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ."
     python generate_sample.py --text-file poems.txt --out poems/        # the folder exists: a wav a line
@@ -13,28 +14,36 @@ Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for
     python generate_sample.py --text "AlS~aboru mifotaAHu Alofaraji." --romanized
     python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run                   # what would be read, no model run
     python generate_sample.py --model runs/clartts --push OWNER/NAME       # publish the bundle; then --model OWNER/NAME
+    python generate_sample.py --evaluate --data data/demo                  # how good is it, on the test split? offline
+    python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr openai/whisper-large-v3
 
 Long texts are spoken in chunks, cut at the ends of sentences and clauses. A chunk that misses its end is spoken again with the
 next seed. The same text, model, voice, options and --seed give the same file on the same machine.
 """
 
 import argparse
+import inspect
 import json
 import os
+import shlex
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from pocket_tts import TTSModel
 from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, read_audio, write_wav
-from pocket_arabic.checkpoint import find_bundle, push_bundle
-from pocket_arabic.model import load_config, load_tokenizer, pieces
-from pocket_arabic.run import ROOT, UserError, command
+from pocket_arabic.cache import Cache
+from pocket_arabic.checkpoint import find_bundle, push_bundle, sha256
+from pocket_arabic.model import decode_latents, load_config, load_tokenizer, pieces
+from pocket_arabic.run import ROOT, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, write_json
 from pocket_arabic.speech import EosWatch, is_silent, join, load_bundle, pause_after, speak, split_text, stream, voice_state
 
 STREAM_PAUSE_SEC = 0.2  # between chunks, on top of the model's own silence after a text
@@ -55,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--model", help="run or bundle folder, or OWNER/NAME on the hub")
     g.add_argument("--push", metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
     g.add_argument("--voice", type=Path, help="reference recording of the voice; default the bundle's voice.wav")
-    g.add_argument("--out", type=Path, default=Path("sample.wav"), help="wav file to write, or a folder: one wav a line")
+    g.add_argument("--out", type=Path, help="wav file to write, default sample.wav; or a folder: one wav a line")
     g.add_argument("--stream", action="store_true", help="write the wav as it is spoken, playable at once; no second attempts then")
     g.add_argument("--plot", action="store_true", help="also draw a spectrogram, beside the wav")
     g.add_argument("--dry-run", action="store_true", help="show normalised Arabic, Buckwalter, tokens and chunks; speak nothing")
@@ -66,18 +75,50 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--eos-threshold", type=float, help="logit above which an utterance ends; default the bundle's")
     g.add_argument("--max-tokens", type=int, help="longest chunk of text, in tokens; default the longest text of training")
     g.add_argument("--retries", type=int, default=2, help="more attempts at a chunk that misses its end or is silent")
+    g = p.add_argument_group("evaluation")
+    g.add_argument("--evaluate", action="store_true", help="speak the test split of a cache and measure it, beside its recordings and the codec")
+    g.add_argument("--data", type=Path, default=Path("data/clartts"), help="the cache, made by data_prep.py; default data/clartts")
+    g.add_argument("--seeds", type=int, default=3, help="times each sentence is spoken, with --seed and those after it")
+    g.add_argument("--sentences", type=int, help="only the first so many")
+    g.add_argument(
+        "--asr",
+        action="append",
+        default=[],
+        type=named,
+        metavar="[LABEL=]NAME",
+        help="recogniser whose errors are counted, may be repeated: OWNER/NAME of the hub, for transformers, as openai/whisper-large-v3; "
+        'or "program:COMMAND", which reads a file of {"wav"} lines and prints {"hyp"} lines',
+    )
+    g.add_argument("--speaker-model", metavar="NAME", help="x-vector model of the hub that compares voices, as microsoft/wavlm-base-plus-sv")
     args = p.parse_args()
+    args.out = args.out or Path("runs/evaluation" if args.evaluate else "sample.wav")
     check_args(args)
     return args
 
 
+def named(text: str) -> tuple[str, str]:
+    """ "label=name" -> its parts; a name alone is its own label."""
+    label, equals, name = text.partition("=")
+    return (label, name) if equals and "program:" not in label else (text, text)
+
+
 def check_args(args: argparse.Namespace) -> None:
     sources = [s for s in (args.stdin, args.text, args.text_file) if s is not None]
-    if args.push and sources:
-        raise UserError("--push uploads and speaks nothing; give no text with it")
-    if len(sources) != 1 and not args.push:
+    for flag, given, what in (("--push", args.push, "uploads and speaks nothing"), ("--evaluate", args.evaluate, "speaks the sentences of --data")):
+        if given and sources:
+            raise UserError(f"{flag} {what}; give no text with it")
+    if len(sources) != 1 and not args.push and not args.evaluate:
         raise UserError(f"{'no text' if not sources else 'more than one text'}; give one of --text, --text-file and -")
-    for name, least, most in (("steps", 1, 1000), ("max_tokens", 1, 10**6), ("temperature", 0, 10), ("retries", 0, 100), ("seed", 0, 2**62), ("eos_threshold", -1000, 1000)):
+    for name, least, most in (
+        ("steps", 1, 1000),
+        ("max_tokens", 1, 10**6),
+        ("temperature", 0, 10),
+        ("retries", 0, 100),
+        ("seed", 0, 2**62),
+        ("eos_threshold", -1000, 1000),
+        ("seeds", 1, 1000),
+        ("sentences", 1, 10**6),
+    ):
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be from {least} to {most}")
@@ -85,6 +126,14 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--diacritize restores the marks of Arabic script; leave --romanized out")
     if args.voice and not args.voice.is_file():
         raise UserError(f"--voice {args.voice}: no such file; leave the option out for the bundle's own voice")
+    if args.evaluate:
+        if args.push or args.stream or args.dry_run:
+            raise UserError("--evaluate goes alone; leave --push, --stream and --dry-run out")
+        if args.out.is_file():
+            raise UserError(f"--out {args.out}: a file; --evaluate writes a folder")
+        return
+    if args.asr or args.speaker_model:
+        raise UserError("--asr and --speaker-model judge speech; give --evaluate --data CACHE with them")
     if args.out.is_dir() and args.text_file is None and args.stdin is None:
         raise UserError(f"--out {args.out}: is a folder; name a wav file in it")
     if args.out.is_dir() and args.stream:
@@ -180,6 +229,97 @@ def plot(path: Path, samples: np.ndarray, rate: int) -> None:
     plt.close(figure)
 
 
+def progress(items: Sequence, unit: str) -> tqdm:
+    """A bar over `items`, from three on; without a terminal, a line now and then."""
+    return tqdm(items, unit=f" {unit}", disable=len(items) < 3, mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def voice_of(model: TTSModel, voice: Path) -> dict:
+    """The model's state after the voice prompt. Raises UserError."""
+    try:
+        return voice_state(model, voice)
+    except AudioError as error:
+        raise UserError(f"{voice}: {error}; give --voice a recording of a few seconds") from None
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
+    """Speak the test split with several seeds, and once with its vowels swapped; measure that beside the recordings and their
+    codec round trips. args.out gets KIND/ID.wav, spoken.jsonl, evaluation.json, evaluation.md. The same command again continues."""
+    from pocket_arabic import evaluation  # librosa takes a second to load
+
+    # 1. What is compared. Recognisers come first, so that a wrong name costs no time.
+    cache = Cache(args.data)
+    rows = cache.split("test")[: args.sentences]
+    for key in ("phonemes", "substitute"):
+        if cache.info["options"][key] != info[key]:
+            raise UserError(f"{args.data}: prepared with {key} {cache.info['options'][key]}, but the bundle reads {key} {info[key]}; give the cache it was trained on")
+    recognisers = {name: evaluation.load_recogniser(source) for name, source in args.asr}
+    embed = evaluation.load_speaker_model(args.speaker_model) if args.speaker_model else None
+    voice, saved = args.voice or bundle / "voice.wav", args.out / "options.json"
+    options = {"data": str(args.data), "model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice)}
+    options |= {name: getattr(args, name) for name in ("temperature", "steps", "eos_threshold", "max_tokens", "retries")}
+    if saved.exists() and (changed := differences(json.loads(saved.read_text(encoding="utf-8")), options)):
+        raise UserError(f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}")
+    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold)
+    state, rate = voice_of(model, voice), model.sample_rate
+    seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds)}
+    spoken = seeds | ({} if info["phonemes"] or cache.info["options"]["romanized"] else {"swapped": args.seed})
+    for kind in ("recording", "codec", *spoken):
+        (args.out / kind).mkdir(parents=True, exist_ok=True)
+    write_json(saved, options)
+
+    # 2. Recordings, round trips, speech.
+    missing = [row for row in rows if not (args.out / "recording" / f"{row['id']}.wav").exists()]
+    for row in missing:
+        latents = torch.from_numpy(np.array(cache.row_latents(row)))
+        write_wav(args.out / "codec" / f"{row['id']}.wav", decode_latents(model.mimi, latents), rate)
+    for identity, samples in evaluation.recordings(cache, missing, rate):
+        write_wav(args.out / "recording" / f"{identity}.wav", samples, rate)
+    log, watch = {(r["kind"], r["id"]): r for r in read_jsonl(args.out / "spoken.jsonl")}, EosWatch()
+    for kind, row in progress([(k, r) for k in spoken for r in rows if (k, r["id"]) not in log], "sentences"):
+        text, start = row["text_model"], time.monotonic()
+        if kind == "swapped":
+            text = arabic.model_text(arabic.swap_vowels(row["text_norm"]), substitutes=info["substitute"])[1]
+        chunks = split_text(text, model.flow_lm.conditioner.tokenizer, args.max_tokens or info["max_tokens"])
+        parts = [speak(model, state, chunk, spoken[kind], watch, args.retries, info["slowest_sec_per_token"]) for chunk in chunks]
+        audio = join([p.audio for p in parts], [pause_after(c) for c in chunks], rate)
+        write_wav(args.out / kind / f"{row['id']}.wav", audio, rate)
+        log[kind, row["id"]] = {"kind": kind, "id": row["id"], "sec": round(len(audio) / rate, 3), "took_sec": round(time.monotonic() - start, 3)}
+        log[kind, row["id"]] |= {"ended": all(p.ended for p in parts), "retried": sum(p.seed != spoken[kind] for p in parts)}
+        append_jsonl(args.out / "spoken.jsonl", log[kind, row["id"]])
+
+    # 3. Measures of every wav, then of every kind.
+    found = {(kind, row["id"]): log.get((kind, row["id"]), {}).copy() for kind in ("recording", "codec", *spoken) for row in rows}
+    for row in progress(rows, "sentences measured"):
+        wavs = {kind: args.out / kind / f"{row['id']}.wav" for kind in ("recording", "codec", *spoken)}
+        sounds = {kind: evaluation.Sound.of(read_audio(wav, rate), rate) for kind, wav in wavs.items()}
+        for kind, sound in sounds.items():
+            found[kind, row["id"]] |= evaluation.distances(sounds["recording"], sound)
+            if embed:
+                found[kind, row["id"]]["similarity"] = float(embed(wavs[kind]) @ embed(voice))
+    heard = [(kind, row) for kind in ("recording", "codec", *seeds) for row in rows]
+    for name, recognise in recognisers.items():
+        for (kind, row), text in zip(heard, recognise([args.out / kind / f"{row['id']}.wav" for kind, row in heard])):
+            found[kind, row["id"]].setdefault("asr", {})[name] = {"text": text, **evaluation.error_rates(row["text"], text)}
+    groups = {"recording": ["recording"], "codec round trip": ["codec"], f"generated, {len(seeds)} seeds": list(seeds)}
+    summary = {}
+    for title, kinds in groups.items():
+        summary[title] = evaluation.summarise([[found[kind, row["id"]] for kind in kinds] for row in rows], list(recognisers))
+        if kinds == list(seeds) and "swapped" in spoken:
+            margins = [found["swapped", r["id"]]["mcd_db"] - found[next(iter(seeds)), r["id"]]["mcd_db"] for r in rows]
+            summary[title] |= {"marks_heard": evaluation.spread([float(m > 0) for m in margins]), "marks_margin_db": evaluation.spread(margins)}
+    result = {"command": shlex.join(["python", "generate_sample.py", *sys.argv[1:]]), "checkpoint": info["checkpoint"], **options, **provenance()}
+    result |= {"normaliser": inspect.getdoc(arabic.scored), "summary": summary, "sentences": [{"kind": k, "text": t["text"], **found[k, t["id"]]} for k, t in heard]}
+    write_json(args.out / "evaluation.json", result)
+    table = evaluation.table(summary)
+    with atomic_write(args.out / "evaluation.md") as tmp:
+        tmp.write_text(table, encoding="utf-8")
+    print(f"{table}\nerrors are counted on: {result['normaliser'].splitlines()[0]}\n{args.out / 'evaluation.json'}")
+
+
 def main() -> None:
     args = parse_args()
 
@@ -190,6 +330,9 @@ def main() -> None:
         print(f"{args.push}: uploaded; pocket-tts generate --config hf://{args.push}/arabic.yaml --voice hf://{args.push}/voice.wav --text ...")
         return
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    if args.evaluate:
+        evaluate(args, bundle, info)
+        return
     config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     tokenizer = load_tokenizer(config)
     max_tokens = args.max_tokens or info["max_tokens"]
@@ -213,11 +356,7 @@ def main() -> None:
 
     # 2. Model and voice.
     model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold)
-    rate, watch, voice = model.sample_rate, EosWatch(), args.voice or bundle / "voice.wav"
-    try:
-        state = voice_state(model, voice)
-    except AudioError as error:
-        raise UserError(f"{voice}: {error}; give --voice a recording of a few seconds") from None
+    rate, watch, state = model.sample_rate, EosWatch(), voice_of(model, args.voice or bundle / "voice.wav")
 
     # 3. Speak.
     start, first, seconds, missed, retried = time.monotonic(), None, 0.0, 0, 0
@@ -233,8 +372,7 @@ def main() -> None:
         if args.plot:
             plot(args.out, read_audio(args.out, rate), rate)
     else:
-        lines, number = [], sum(len(chunks) for _, _, chunks in texts)
-        bar = tqdm(total=number, unit=" chunks", disable=number < 3, mininterval=0.1 if sys.stderr.isatty() else 30)
+        lines, bar = [], progress([c for _, _, chunks in texts for c in chunks], "chunks")
         for line, (_, _, chunks) in enumerate(texts, 1):
             parts = []
             for chunk in chunks:

@@ -60,8 +60,9 @@ class Corpus:
     open: Callable[[], tuple[list[Shard], int | None]]  # its shards, and how many utterances if it says so
 
 
-def open_corpus(name: str, limit: int | None = None, columns: Columns | None = None, revision: str | None = None) -> Corpus:
-    """`clartts`, a hub dataset's `owner/name`, `demo`, or a folder; `limit`: the first so many utterances of each split.
+def open_corpus(name: str, limit: int | None = None, columns: Columns | None = None, revision: str | None = None, first: str = "") -> Corpus:
+    """`clartts`, a hub dataset's `owner/name`, `demo`, or a folder; `limit`: the first so many utterances of each split;
+    `first`: the split of a hub dataset whose shards come before the others'.
 
     A folder holds one of
         metadata.csv    columns file_name and text, if wanted split, speaker and chapter
@@ -71,7 +72,7 @@ def open_corpus(name: str, limit: int | None = None, columns: Columns | None = N
     Raises UserError.
     """
     if name == "clartts" or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()):
-        return _hub(CLARTTS if name == "clartts" else name, limit, columns or Columns(), revision)
+        return _hub(CLARTTS if name == "clartts" else name, limit, columns or Columns(), revision, first)
     return _folder(name, limit)
 
 
@@ -138,7 +139,7 @@ def _read_ljspeech(text: str, folder: Path) -> list[dict]:
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def _hub(name: str, limit: int | None, columns: Columns, revision: str | None) -> Corpus:
+def _hub(name: str, limit: int | None, columns: Columns, revision: str | None, first: str) -> Corpus:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
     from requests.exceptions import RequestException
@@ -154,10 +155,10 @@ def _hub(name: str, limit: int | None, columns: Columns, revision: str | None) -
             raise UserError(f"--corpus {name}: no such dataset on the hub, or a private one: hf auth login") from None
         except (HfHubHTTPError, RequestException, OSError) as error:
             raise UserError(f"--corpus {name}: the hub does not answer ({type(error).__name__}); {NETWORK}") from None
-    return Corpus(name, revision, partial(_hub_shards, name, limit, columns, revision))
+    return Corpus(name, revision, partial(_hub_shards, name, limit, columns, revision, first))
 
 
-def _hub_shards(name: str, limit: int | None, columns: Columns, revision: str) -> tuple[list[Shard], int | None]:
+def _hub_shards(name: str, limit: int | None, columns: Columns, revision: str, first: str) -> tuple[list[Shard], int | None]:
     """Each parquet (or other) file of each split is a shard. Audio stays undecoded; a list of samples stays in Arrow."""
     import datasets
 
@@ -167,7 +168,7 @@ def _hub_shards(name: str, limit: int | None, columns: Columns, revision: str) -
     if not used:
         raise UserError(f"--corpus {name}: has the splits {', '.join(splits)}; say which is which: --split-map {next(iter(splits))}=train")
     shards, total = [], 0
-    for split, role in used.items():
+    for split, role in sorted(used.items(), key=lambda item: item[1] != first):
         data = splits[split]
         have = data.column_names or []
         missing = [c for c in (columns.text, columns.audio, columns.speaker) if c and c not in have]

@@ -10,6 +10,7 @@ numbers become words; a character that cannot be said raises TextError with its 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 
 from pocket_arabic.numbers import numbers_to_words
@@ -213,6 +214,42 @@ def _diacritizer():
     from diacritize import Diacritizer
 
     return Diacritizer.from_pretrained()
+
+
+# Letters that recognisers and writers mix up; scoring practice unifies them where marks are left out as well.
+FOLDED = str.maketrans({FROM_MODEL[a]: FROM_MODEL[b] for a, b in zip("><|{Yp&}", "AAAAyhwy")})
+
+
+def scored(text: str, marks: bool) -> str:
+    """What error rates are counted on, of a reference or of what a recogniser wrote; total, unlike `normalise`.
+
+    Always: NFKC, layout characters out, digits to words, shadda before its vowel, no sukun (a letter without a vowel is
+    written with or without it), other signs become spaces, lower case. Without `marks`: no marks at all, hamza seats and
+    alef unified (أ إ آ ٱ -> ا, ؤ -> و, ئ -> ي), ى -> ي, ة -> ه.
+
+    >>> scored("هَلْ أَنْتَ بِخَيْرٍ؟", marks=True)
+    'هَل أَنتَ بِخَيرٍ'
+    >>> scored("هَلْ أَنْتَ بِخَيْرٍ؟", marks=False)
+    'هل انت بخير'
+    """
+    text = unicodedata.normalize("NFKC", text).translate(LAYOUT)
+    with suppress(ValueError):  # a number too long to say stays as it is
+        text = numbers_to_words(text)
+    text = "".join(VARIANTS.get(c, c) for c in text).replace("\u0652", "").lower()
+    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(m[0], key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text)
+    if not marks:
+        text = "".join(c for c in text if not unicodedata.combining(c)).translate(FOLDED)
+    return " ".join("".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in text).split())
+
+
+def swap_vowels(text_norm: str) -> str:
+    """The same letters with wrong vowels: a -> u -> i -> a, tanween likewise. What such a text sounds like tells whether a
+    model hears the marks.
+
+    >>> swap_vowels("هَلْ أَنْتَ بِخَيْرٍ؟")
+    'هُلْ أُنْتُ بَخُيْرً؟'
+    """
+    return text_norm.translate(str.maketrans({FROM_MODEL[a]: FROM_MODEL[b] for a, b in zip("auiFNK", "uiaNKF")}))
 
 
 def missing_marks(text_norm: str) -> float:

@@ -1,0 +1,256 @@
+"""How near speech comes to its text and to the recording: recognisers, error rates, spectra, pitch, voice, intervals.
+
+Error rates are counted by jiwer on `text.scored`; spectra, alignment and pitch are librosa's, bootstrap scipy's.
+"""
+
+import json
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jiwer
+import librosa
+import numpy as np
+import torch
+from scipy import stats
+
+from pocket_arabic.audio import AudioError, load_audio, read_audio, resample, speech_bounds, trimmed
+from pocket_arabic.cache import Cache
+from pocket_arabic.corpus import Columns, open_corpus
+from pocket_arabic.run import UserError
+from pocket_arabic.text import TextError, deromanise, scored
+
+Recogniser = Callable[[list[Path]], list[str]]  # wav files -> what is heard in each
+
+HOP_SEC = 0.01
+CEPSTRA = 13
+POWER_FLOOR = 1e-4
+PITCH_HZ = (60.0, 400.0)
+RUNAWAY = 1.5  # times the recording's length
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def error_rates(reference: str, heard: str) -> dict[str, float]:
+    """Levenshtein distances over the reference's length, by characters without marks (`cer`), words without marks (`wer`),
+    and characters with marks (`cer_marks`)."""
+    bare, full = (tuple(scored(text, marks) for text in (reference, heard)) for marks in (False, True))
+    return {"cer": jiwer.cer(*bare), "wer": jiwer.wer(*bare), "cer_marks": jiwer.cer(*full)}
+
+
+def load_recogniser(name: str) -> Recogniser:
+    """A recogniser by its name: OWNER/NAME on the hub or a folder, of any kind that transformers' speech recognition pipeline
+    takes (Whisper is told that it hears Arabic); or `program:COMMAND`, a program that gets a file of {"wav", "text"} lines as
+    its last argument and prints a line {"hyp": what it heard} for each, in Arabic script or Buckwalter. Raises UserError."""
+    return _program(name.removeprefix("program:")) if name.startswith("program:") else _transformers(name)
+
+
+def _program(line: str) -> Recogniser:
+    def hear(wavs: list[Path]) -> list[str]:
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as listing:
+            listing.write("".join(json.dumps({"wav": str(wav), "text": ""}) + "\n" for wav in wavs))
+            listing.flush()
+            try:
+                out = subprocess.run([*shlex.split(line), listing.name], capture_output=True, text=True, check=True).stdout
+                heard = [json.loads(row)["hyp"] for row in out.splitlines()[: len(wavs)]]
+            except (OSError, subprocess.CalledProcessError) as error:
+                last = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+                raise UserError(f"--asr program:{line}: {last}") from None
+            except (ValueError, KeyError, TypeError):
+                heard = []
+        if len(heard) != len(wavs):
+            raise UserError(f'--asr program:{line}: printed no line {{"hyp": ...}} for each of {len(wavs)} files')
+        return [in_arabic(text) for text in heard]
+
+    return hear
+
+
+def in_arabic(heard: str) -> str:
+    """Buckwalter -> Arabic script; anything else stays.
+
+    >>> in_arabic("halo"), in_arabic("هل"), in_arabic("e-mail")
+    ('هَلْ', 'هل', 'e-mail')
+    """
+    try:
+        return deromanise(heard)
+    except TextError:
+        return heard
+
+
+def _transformers(name: str) -> Recogniser:
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        hear = pipeline("automatic-speech-recognition", model=name, device=0 if torch.cuda.is_available() else -1)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--asr {name}: transformers cannot load it as a recogniser ({str(error).strip().splitlines()[0][:160]}); check name, network and hf auth login") from None
+    whisper = hear.model.config.model_type == "whisper" and getattr(hear.model.generation_config, "is_multilingual", False)
+    options = {"generate_kwargs": {"language": "ar", "task": "transcribe"}} if whisper else {}
+    rate = hear.feature_extractor.sampling_rate
+
+    def transcribe(wavs: list[Path]) -> list[str]:
+        clips = ({"raw": read_audio(wav, rate), "sampling_rate": rate} for wav in wavs)
+        return [result["text"] for result in hear(clips, **options)]
+
+    return transcribe
+
+
+# --- sound ------------------------------------------------------------------------------------------------------------
+
+
+def mel_cepstra(power: np.ndarray) -> np.ndarray:
+    """Mel power spectra [bands, frames] of a clip with a root mean square of 1 -> c1 to c13 [frames, 13], so that log amplitude
+    is the sum of c_k cos(k w); c0, the loudness, is left out. The floor, some 60 dB below speech, makes silences alike."""
+    cosines = librosa.feature.mfcc(S=np.log(power + POWER_FLOOR) / 2, n_mfcc=CEPSTRA + 1, norm="ortho")
+    return cosines[1:].T * np.sqrt(2 / len(power))
+
+
+@dataclass
+class Sound:
+    """What is compared of a clip: its length, and of the part between its silences, a frame each 10 ms, timbre and pitch."""
+
+    sec: float
+    cepstra: np.ndarray  # [frames, 13]
+    pitch: np.ndarray  # [frames] Hz, NaN where unvoiced
+
+    @classmethod
+    def of(cls, samples: np.ndarray, rate: int) -> "Sound":
+        try:
+            start, end = speech_bounds(samples, rate, 40.0)
+        except AudioError:
+            start, end = 0, len(samples)
+        speech, hop = samples[start:end].astype(np.float32), int(HOP_SEC * rate)
+        speech = speech / (np.sqrt(np.mean(speech**2)) + 1e-9)  # `mel_cepstra` has an absolute floor
+        power = librosa.feature.melspectrogram(y=speech, sr=rate, n_fft=1024, hop_length=hop, n_mels=80)
+        pitch = librosa.pyin(speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048)[0]
+        return cls(len(samples) / rate, mel_cepstra(power), pitch)
+
+
+def distances(real: Sound, other: Sound) -> dict[str, float | None]:
+    """How another clip of the same text differs from the recording, frames paired by dynamic time warping of their cepstra.
+
+    `mcd_db`: mel-cepstral distortion (Kubichek 1993; of mel bands: compare it within this project). `f0_correlation`: of log
+    pitch where both are voiced, None if they hardly are. `voicing_error`: share of pairs only one of which is voiced.
+    `duration_ratio`: the whole clips'.
+    """
+    path = librosa.sequence.dtw(real.cepstra.T, other.cepstra.T)[1]  # [steps, 2]
+    steps = np.linalg.norm(real.cepstra[path[:, 0]] - other.cepstra[path[:, 1]], axis=1)
+    pitch = np.log([real.pitch[path[:, 0]], other.pitch[path[:, 1]]])
+    voiced = np.isfinite(pitch)
+    both = pitch[:, voiced.all(0)]
+    known = both.shape[1] > 10 and (both.std(1) > 1e-6).all()
+    return {
+        "mcd_db": float(10 / np.log(10) * np.sqrt(2) * steps.mean()),
+        "f0_correlation": float(np.corrcoef(both)[0, 1]) if known else None,
+        "voicing_error": float((voiced[0] != voiced[1]).mean()),
+        "duration_ratio": other.sec / real.sec,
+    }
+
+
+def load_speaker_model(name: str) -> Callable[[Path], np.ndarray]:
+    """An x-vector model of the hub (microsoft/wavlm-base-plus-sv) -> wav file -> unit vector [width]. Raises UserError."""
+    from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
+
+    try:
+        extract, model = AutoFeatureExtractor.from_pretrained(name), AutoModelForAudioXVector.from_pretrained(name).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--speaker-model {name}: transformers cannot load it ({str(error).strip().splitlines()[0][:160]}); check name, network and hf auth login") from None
+
+    @torch.no_grad()
+    def embed(wav: Path) -> np.ndarray:
+        inputs = extract(read_audio(wav, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="pt")
+        vector = model(**inputs).embeddings[0].double().numpy()
+        return vector / np.linalg.norm(vector)
+
+    return embed
+
+
+# --- the recordings ---------------------------------------------------------------------------------------------------
+
+
+def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The corpus's own audio of some rows of a cache, as data_prep resampled and trimmed it: (id, [samples]), in any order.
+    Reads the files, or the corpus on the hub again, as far as it must. Raises UserError."""
+    options, wanted = cache.info["options"], {row["id"]: row for row in rows}
+    again = "prepare the corpus again (data_prep.py) where its audio is"
+    for row in rows:
+        if "source" in row:
+            try:
+                yield row["id"], trimmed(read_audio(Path(row["source"]), rate), rate, options)[0]
+            except AudioError as error:
+                raise UserError(f"{row['source']}: {error}, the recording of a {row['split']} utterance; {again}") from None
+            del wanted[row["id"]]
+    if not wanted:
+        return
+    columns = Columns(options["text_column"], options["audio_column"], options["speaker_column"], splits=options["split_map"])
+    split = next(iter(wanted.values()))["split"]
+    for shard in open_corpus(options["corpus"], options["limit"], columns, options["corpus_revision"], first=split).open()[0]:
+        for utterance in shard():
+            if utterance.id in wanted:
+                yield utterance.id, trimmed(resample(*load_audio(utterance.audio), rate), rate, options)[0]
+                del wanted[utterance.id]
+            if not wanted:
+                return
+    raise UserError(f"{options['corpus']} has no {next(iter(wanted))} any more, which {cache.folder} holds; {again}")
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: list[float | None]) -> dict | None:
+    """Mean, median and the 95 % bootstrap interval of the mean, over sentences; a None counts as missing."""
+    found = np.array([v for v in values if v is not None], float)
+    if not len(found):
+        return None
+    low = high = found.mean()
+    if np.ptp(found) > 0:
+        low, high = stats.bootstrap((found,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return {"mean": float(found.mean()), "median": float(np.median(found)), "low": float(low), "high": float(high), "sentences": len(found)}
+
+
+def summarise(sentences: list[list[dict]], recognisers: list[str]) -> dict:
+    """Per sentence its records, one a seed -> the measures of a kind of speech. A sentence counts with its mean over seeds,
+    because seeds of one sentence are no independent evidence; runaways, ends and errors above 1 are counted one by one."""
+
+    def over(measure: str, name: str | None = None) -> dict | None:
+        each = [[(record["asr"][name] if name else record)[measure] for record in records] for records in sentences]
+        each = [[v for v in values if v is not None] for values in each]
+        return spread([float(np.mean(values)) if values else None for values in each])
+
+    every = [record for records in sentences for record in records]
+    found: dict = {}
+    for name in recognisers:
+        found |= {f"{rate} {name}": over(rate, name) for rate in ("cer", "wer", "cer_marks")}
+        found[f"cer above 1 {name}"] = sum(r["asr"][name]["cer"] > 1 for r in every)
+    if not recognisers:
+        found["cer"] = "no --asr given"
+    found |= {measure: over(measure) for measure in ("mcd_db", "f0_correlation", "voicing_error", "duration_ratio")}
+    found["similarity"] = over("similarity") if "similarity" in every[0] else "no --speaker-model given"
+    if "ended" in every[0]:
+        found |= {"spoken": len(every), "ends_reached": sum(r["ended"] for r in every), "retried": sum(r["retried"] > 0 for r in every)}
+        found["runaways"] = sum(r["duration_ratio"] > RUNAWAY for r in every)
+        found["real_time_factor"] = sum(r["took_sec"] for r in every) / sum(r["sec"] for r in every)
+    return found
+
+
+def table(summary: dict[str, dict]) -> str:
+    """`evaluation.json`'s summary as a Markdown table: a row a measure, a column a kind of speech."""
+    kinds = list(summary)
+    lines = [f"| measure | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for measure in dict.fromkeys(m for values in summary.values() for m in values):
+        cells = []
+        for kind in kinds:
+            value = summary[kind].get(measure)
+            if isinstance(value, dict):
+                value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}], median {value['median']:.3f}"
+            elif isinstance(value, float):
+                value = f"{value:.3f}"
+            cells.append("" if value is None else str(value))
+        lines.append(f"| {measure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
