@@ -7,28 +7,24 @@ Writes  OUT/{original,codec,codec_noise_0.1,codec_noise_0.3,generated}/ID.wav, e
 
     python demo/render_heldout.py
     python demo/render_heldout.py --data data/english --clips data/english_corpus/clips --model runs/english --out runs/english_heldout
-    python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list" --samples samples
+    python demo/render_heldout.py --stock 20 --scorer "python recogniser.py --list"
 
 The scorer is any command that takes a pairs.jsonl and prints a JSON summary as its last line. --stock N also speaks the
-first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder. --samples DIR
-renews the evidence there: wavs and spectrograms of one sentence, heldout.json, and the run's loss.png and progress.jsonl.
---bare speaks the sentences stripped of their marks, scored against the text with them.
+first N sentences with the stock `pocket-tts generate`, from Arabic script, inside the bundle's folder. --bare speaks the
+sentences stripped of their marks, scored against the text with them.
 """
 
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from pocket_tts.modules.stateful_module import init_states
 from tqdm import tqdm
 
@@ -42,8 +38,6 @@ from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, load_bundle, speak, voice_state  # noqa: E402
 from pocket_arabic.text import MARKS_MODEL  # noqa: E402
 
-matplotlib.use("Agg")
-
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +50,6 @@ def main() -> None:
     p.add_argument("--bare", action="store_true", help="speak the texts without their marks")
     p.add_argument("--voice", action=argparse.BooleanOptionalAction, default=True, help="with the bundle's voice prompt, or with none")
     p.add_argument("--stock", type=int, default=0, help="sentences to speak with the stock command line too")
-    p.add_argument("--samples", type=Path, help="folder whose evidence to renew")
     p.add_argument("--scorer", help="command that scores a pairs.jsonl")
     args = p.parse_args()
     cache, bundle = Cache(args.data), find_bundle(args.model)
@@ -116,31 +109,7 @@ def main() -> None:
             scored = subprocess.run([*shlex.split(args.scorer), str(listing)], capture_output=True, text=True, check=True)
             report["scores"][kind] = json.loads(scored.stdout.splitlines()[-1])
     write_json(args.out / "heldout.json", report)
-    if args.samples:
-        renew_samples(args.samples, args.out, args.model, next(iter(ratios)), model.sample_rate)
     print(json.dumps({k: v for k, v in report.items() if k != "duration_ratios"}, indent=1))
-
-
-def renew_samples(samples: Path, rendered: Path, run: Path, sentence: str, rate: int) -> None:
-    """Copy one held-out sentence and the figures, and draw its spectrograms."""
-    samples.mkdir(exist_ok=True)
-    shutil.copyfile(rendered / "heldout.json", samples / "heldout.json")
-    for name in ("loss.png", "progress.jsonl"):
-        shutil.copyfile(run / name, samples / name)
-    names = {"original": "reference", "codec": "codec_roundtrip", "generated": "generated_arabic"}
-    audio = {}
-    for kind, name in names.items():
-        shutil.copyfile(rendered / kind / f"{sentence}.wav", samples / f"{name}.wav")
-        audio[kind] = read_audio(samples / f"{name}.wav", rate)[: 3 * rate]
-    for name, kinds in (("codec_roundtrip", ("original", "codec")), ("generated_arabic", ("original", "generated"))):
-        figure, axes = plt.subplots(len(kinds), 1, figsize=(11, 6), layout="constrained", sharex=True)
-        for axis, kind in zip(axes, kinds):
-            # 43 ms windows resolve harmonics about 100 Hz apart.
-            axis.specgram(audio[kind], NFFT=1024, noverlap=896, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
-            axis.set(title=kind, ylim=(0, 5000), ylabel="Hz")
-        axes[-1].set_xlabel("seconds")
-        figure.savefig(samples / f"{name}.png", dpi=80)
-        plt.close(figure)
 
 
 def stock_speech(bundle: Path, text: str, rate: int) -> np.ndarray:

@@ -43,9 +43,7 @@ def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, 
     """A bundle -> the wheel's model, strictly loaded. Raises UserError."""
     config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     weights = load_weights(config)
-    model = tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold)
-    model.max_decoder_frames_per_call = 0  # as many as `Blocks` hands out
-    return model
+    return tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold)
 
 
 class Blocks:
@@ -123,6 +121,7 @@ def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.
     """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, but is to be
     read to its end all the same: the wheel's threads abort a process that exits before them."""
     torch.manual_seed(seed)
+    model.max_decoder_frames_per_call = 0  # all that `Blocks` hands out
     model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(model, Blocks(latents, frames), *rest)
     for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
         yield audio.numpy()
