@@ -1,6 +1,7 @@
 """What trains (the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone), and by which optimiser."""
 
 import copy
+import logging
 import re
 
 import torch
@@ -43,6 +44,7 @@ def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lor
     if kind == "last" and number > num_layers:
         raise UserError(f"--tune {tune}: the base has {num_layers} layers")
     if kind == "lora":
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # moshi brings it, peft imports it; on newer CPUs it asks for a package that nothing here needs
         from peft import LoraConfig, inject_adapter_in_model  # here, because it imports transformers: seconds
 
         alpha = 2 * number if lora_alpha is None else lora_alpha
