@@ -30,6 +30,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ from pocket_arabic.audio import AudioError, read_audio, write_wav
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle, push_bundle, sha256
 from pocket_arabic.model import decode_latents, load_config, load_tokenizer, pieces
-from pocket_arabic.run import ROOT, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, write_json
+from pocket_arabic.run import ROOT, UserError, atomic_write, command, differences, provenance, use_all_cores, write_json
 from pocket_arabic.speech import EosWatch, is_silent, join, load_bundle, pause_after, speak, split_text, stream, voice_state
 
 STREAM_PAUSE_SEC = 0.2  # between chunks, on top of the model's own silence after a text
@@ -127,8 +128,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.voice and not args.voice.is_file():
         raise UserError(f"--voice {args.voice}: no such file; leave the option out for the bundle's own voice")
     if args.evaluate:
-        if args.push or args.stream or args.dry_run:
-            raise UserError("--evaluate goes alone; leave --push, --stream and --dry-run out")
+        for flag in ("push", "stream", "dry_run", "plot", "diacritize", "pausal", "romanized"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag.replace('_', '-')} does not go with --evaluate, which speaks the cache's texts as they are; leave it out")
+        if len({label for label, _ in args.asr}) < len(args.asr):
+            raise UserError("--asr: two of the same name; give one a label, --asr label=name")
         if args.out.is_file():
             raise UserError(f"--out {args.out}: a file; --evaluate writes a folder")
         return
@@ -231,7 +235,7 @@ def plot(path: Path, samples: np.ndarray, rate: int) -> None:
 
 def progress(items: Sequence, unit: str) -> tqdm:
     """A bar over `items`, from three on; without a terminal, a line now and then."""
-    return tqdm(items, unit=f" {unit}", disable=len(items) < 3, mininterval=0.1 if sys.stderr.isatty() else 30)
+    return tqdm(items, unit=f" {unit}", disable=len(items) < 3, delay=1, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
 def voice_of(model: TTSModel, voice: Path) -> dict:
@@ -245,79 +249,109 @@ def voice_of(model: TTSModel, voice: Path) -> dict:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
-    """Speak the test split with several seeds, and once with its vowels swapped; measure that beside the recordings and their
-    codec round trips. args.out gets KIND/ID.wav, spoken.jsonl, evaluation.json, evaluation.md. The same command again continues."""
-    from pocket_arabic import evaluation  # librosa takes a second to load
-
-    # 1. What is compared. Recognisers come first, so that a wrong name costs no time.
+def begin_evaluation(args: argparse.Namespace, info: dict, voice: Path) -> tuple[Cache, list[dict], dict]:
+    """The cache, the rows to speak and what the folder args.out is for, all checked. Raises UserError."""
     cache = Cache(args.data)
     rows = cache.split("test")[: args.sentences]
+    if not rows:
+        raise UserError(f"{args.data}: no test split; prepare a corpus with more utterances")
+    if cache.info["options"]["romanized"] and args.asr:
+        raise UserError(f"{args.data}: its text is romanised, and recognisers write Arabic script; leave --asr out, or prepare the corpus from Arabic text")
     for key in ("phonemes", "substitute"):
         if cache.info["options"][key] != info[key]:
             raise UserError(f"{args.data}: prepared with {key} {cache.info['options'][key]}, but the bundle reads {key} {info[key]}; give the cache it was trained on")
-    recognisers = {name: evaluation.load_recogniser(source) for name, source in args.asr}
-    embed = evaluation.load_speaker_model(args.speaker_model) if args.speaker_model else None
-    voice, saved = args.voice or bundle / "voice.wav", args.out / "options.json"
-    options = {"data": str(args.data), "model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice)}
+    options = {"model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice), "manifest_sha256": sha256(args.data / "manifest.jsonl")}
     options |= {name: getattr(args, name) for name in ("temperature", "steps", "eos_threshold", "max_tokens", "retries")}
+    saved = args.out / "options.json"
     if saved.exists() and (changed := differences(json.loads(saved.read_text(encoding="utf-8")), options)):
         raise UserError(f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(saved, options)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: may not be written ({error.strerror}); name another place") from None
+    return cache, rows, options
+
+
+def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
+    """Speak the test split with several seeds, and once with its vowels swapped; measure that beside the recordings and their
+    codec round trips. args.out gets KIND/ID.wav, spoken.jsonl, measured.jsonl, heard.jsonl, evaluation.json, evaluation.md; what
+    is there already is not done again."""
+    from pocket_arabic import evaluation  # librosa takes a second to load
+
+    # 1. What is compared. Recognisers come before the work, so that a wrong name costs no time.
+    voice = args.voice or bundle / "voice.wav"
+    cache, rows, options = begin_evaluation(args, info, voice)
+    recognisers = {name: evaluation.load_recogniser(source) for name, source in args.asr}
+    similarity = evaluation.load_speaker_model(args.speaker_model, voice) if args.speaker_model else None
     model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold)
-    state, rate = voice_of(model, voice), model.sample_rate
-    seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds)}
-    spoken = seeds | ({} if info["phonemes"] or cache.info["options"]["romanized"] else {"swapped": args.seed})
-    for kind in ("recording", "codec", *spoken):
-        (args.out / kind).mkdir(parents=True, exist_ok=True)
-    write_json(saved, options)
+    state, rate, watch = voice_of(model, voice), model.sample_rate, EosWatch()
+    # A second attempt takes the next seed, so seeds stand apart by what they may need.
+    seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds * (args.retries + 1), args.retries + 1)}
+    texts = {(kind, row["id"]): row["text_model"] for kind in seeds for row in rows}
+    swapped = f"swapped_{args.seed}"
+    if not info["phonemes"] and not cache.info["options"]["romanized"]:
+        wrong = {row["id"]: arabic.swap_vowels(row["text_norm"]) for row in rows}
+        texts |= {(swapped, row["id"]): arabic.model_text(wrong[row["id"]], substitutes=info["substitute"])[1] for row in rows if wrong[row["id"]] != row["text_norm"]}
+    wavs = {(kind, row["id"]): args.out / kind / f"{row['id']}.wav" for kind in ("recording", "codec") for row in rows}
+    wavs |= {key: args.out / key[0] / f"{key[1]}.wav" for key in texts}
+    for wav in wavs.values():
+        wav.parent.mkdir(exist_ok=True)
 
     # 2. Recordings, round trips, speech.
-    missing = [row for row in rows if not (args.out / "recording" / f"{row['id']}.wav").exists()]
-    for row in missing:
-        latents = torch.from_numpy(np.array(cache.row_latents(row)))
-        write_wav(args.out / "codec" / f"{row['id']}.wav", decode_latents(model.mimi, latents), rate)
-    for identity, samples in evaluation.recordings(cache, missing, rate):
-        write_wav(args.out / "recording" / f"{identity}.wav", samples, rate)
-    log, watch = {(r["kind"], r["id"]): r for r in read_jsonl(args.out / "spoken.jsonl")}, EosWatch()
-    for kind, row in progress([(k, r) for k in spoken for r in rows if (k, r["id"]) not in log], "sentences"):
-        text, start = row["text_model"], time.monotonic()
-        if kind == "swapped":
-            text = arabic.model_text(arabic.swap_vowels(row["text_norm"]), substitutes=info["substitute"])[1]
-        chunks = split_text(text, model.flow_lm.conditioner.tokenizer, args.max_tokens or info["max_tokens"])
-        parts = [speak(model, state, chunk, spoken[kind], watch, args.retries, info["slowest_sec_per_token"]) for chunk in chunks]
+    for row in rows:
+        if not wavs["codec", row["id"]].exists():
+            write_wav(wavs["codec", row["id"]], decode_latents(model.mimi, torch.from_numpy(np.array(cache.row_latents(row)))), rate)
+    for identity, samples in evaluation.recordings(cache, [row for row in rows if not wavs["recording", row["id"]].exists()], rate):
+        write_wav(wavs["recording", identity], samples, rate)
+    spoken = evaluation.Log(args.out / "spoken.jsonl", "kind", "id")
+    for key in progress([key for key in texts if key not in spoken or not wavs[key].exists()], "sentences"):
+        seed, start = seeds.get(key[0], args.seed), time.monotonic()
+        chunks = split_text(texts[key], model.flow_lm.conditioner.tokenizer, args.max_tokens or info["max_tokens"])
+        parts = [speak(model, state, chunk, seed, watch, args.retries, info["slowest_sec_per_token"]) for chunk in chunks]
         audio = join([p.audio for p in parts], [pause_after(c) for c in chunks], rate)
-        write_wav(args.out / kind / f"{row['id']}.wav", audio, rate)
-        log[kind, row["id"]] = {"kind": kind, "id": row["id"], "sec": round(len(audio) / rate, 3), "took_sec": round(time.monotonic() - start, 3)}
-        log[kind, row["id"]] |= {"ended": all(p.ended for p in parts), "retried": sum(p.seed != spoken[kind] for p in parts)}
-        append_jsonl(args.out / "spoken.jsonl", log[kind, row["id"]])
+        write_wav(wavs[key], audio, rate)
+        took = {"sec": round(len(audio) / rate, 3), "took_sec": round(time.monotonic() - start, 3)}
+        spoken.add({"kind": key[0], "id": key[1], **took, "ended": all(p.ended for p in parts), "retried": sum(p.seed != seed for p in parts)})
 
-    # 3. Measures of every wav, then of every kind.
-    found = {(kind, row["id"]): log.get((kind, row["id"]), {}).copy() for kind in ("recording", "codec", *spoken) for row in rows}
+    # 3. Measures: of sound, then of what recognisers and the speaker model make of it.
+    use_all_cores()
+    measured = evaluation.Log(args.out / "measured.jsonl", "kind", "id")
     for row in progress(rows, "sentences measured"):
-        wavs = {kind: args.out / kind / f"{row['id']}.wav" for kind in ("recording", "codec", *spoken)}
-        sounds = {kind: evaluation.Sound.of(read_audio(wav, rate), rate) for kind, wav in wavs.items()}
-        for kind, sound in sounds.items():
-            found[kind, row["id"]] |= evaluation.distances(sounds["recording"], sound)
-            if embed:
-                found[kind, row["id"]]["similarity"] = float(embed(wavs[kind]) @ embed(voice))
-    heard = [(kind, row) for kind in ("recording", "codec", *seeds) for row in rows]
-    for name, recognise in recognisers.items():
-        for (kind, row), text in zip(heard, recognise([args.out / kind / f"{row['id']}.wav" for kind, row in heard])):
-            found[kind, row["id"]].setdefault("asr", {})[name] = {"text": text, **evaluation.error_rates(row["text"], text)}
+        keys = [key for key in wavs if key[1] == row["id"] and key not in measured]
+        real = evaluation.Sound.of(read_audio(wavs["recording", row["id"]], rate), rate) if keys else None
+        for key in keys:
+            measured.add({"kind": key[0], "id": key[1], **evaluation.distances(real, evaluation.Sound.of(read_audio(wavs[key], rate), rate))})
+    heard = evaluation.Log(args.out / "heard.jsonl", "source", "kind", "id")
+    judged = [key for key in wavs if key[0] != swapped]
+    for (name, source), recognise in zip(args.asr, recognisers.values()):
+        missing = [key for key in judged if (source, *key) not in heard]
+        for text, key in zip(recognise([wavs[key] for key in missing]), progress(missing, f"clips heard by {name}")):
+            heard.add({"source": source, "kind": key[0], "id": key[1], "text": text})
+    for key in progress([key for key in judged if (args.speaker_model, *key) not in heard], "voices") if similarity else []:
+        heard.add({"source": args.speaker_model, "kind": key[0], "id": key[1], "similarity": similarity(wavs[key])})
+
+    # 4. Figures.
+    norm = {row["id"]: row["text_norm"] for row in rows}
+    found = {key: {"kind": key[0], "text": norm[key[1]], **spoken.get(key, {}), **measured[key]} for key in wavs}
+    for key in judged:
+        said = {name: heard[source, *key]["text"] for name, source in args.asr}
+        found[key] |= {"asr": {name: {"text": text, **evaluation.error_rates(norm[key[1]], text)} for name, text in said.items()}}
+        found[key] |= {"similarity": heard[args.speaker_model, *key]["similarity"]} if similarity else {}
     groups = {"recording": ["recording"], "codec round trip": ["codec"], f"generated, {len(seeds)} seeds": list(seeds)}
-    summary = {}
-    for title, kinds in groups.items():
-        summary[title] = evaluation.summarise([[found[kind, row["id"]] for kind in kinds] for row in rows], list(recognisers))
-        if kinds == list(seeds) and "swapped" in spoken:
-            margins = [found["swapped", r["id"]]["mcd_db"] - found[next(iter(seeds)), r["id"]]["mcd_db"] for r in rows]
-            summary[title] |= {"marks_heard": evaluation.spread([float(m > 0) for m in margins]), "marks_margin_db": evaluation.spread(margins)}
+    summary = {title: evaluation.summarise([[found[kind, row["id"]] for kind in kinds] for row in rows], list(recognisers)) for title, kinds in groups.items()}
+    margins = [found[swapped, i]["mcd_db"] - float(np.mean([found[kind, i]["mcd_db"] for kind in seeds])) for i in norm if (swapped, i) in found]
+    if margins:
+        marks = {"marks_asked": len(margins), "marks_heard": sum(bool(m > 0) for m in margins), "marks_margin_db": evaluation.spread(margins)}
+        summary[f"generated, {len(seeds)} seeds"] |= marks
+    normaliser = " ".join(inspect.getdoc(arabic.scored).split("\n\n")[1].split())
     result = {"command": shlex.join(["python", "generate_sample.py", *sys.argv[1:]]), "checkpoint": info["checkpoint"], **options, **provenance()}
-    result |= {"normaliser": inspect.getdoc(arabic.scored), "summary": summary, "sentences": [{"kind": k, "text": t["text"], **found[k, t["id"]]} for k, t in heard]}
+    result |= {"versions": {p: version(p) for p in ("transformers", "jiwer", "librosa", "scipy")}, "normaliser": normaliser, "summary": summary, "sentences": list(found.values())}
     write_json(args.out / "evaluation.json", result)
-    table = evaluation.table(summary)
+    report = evaluation.table(summary) + (f"\nErrors are counted on normalised text. {normaliser}\n" if recognisers else "")
     with atomic_write(args.out / "evaluation.md") as tmp:
-        tmp.write_text(table, encoding="utf-8")
-    print(f"{table}\nerrors are counted on: {result['normaliser'].splitlines()[0]}\n{args.out / 'evaluation.json'}")
+        tmp.write_text(report, encoding="utf-8")
+    print(f"{report}{args.out / 'evaluation.json'}")
 
 
 def main() -> None:

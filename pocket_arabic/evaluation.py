@@ -20,10 +20,10 @@ from scipy import stats
 from pocket_arabic.audio import AudioError, load_audio, read_audio, resample, speech_bounds, trimmed
 from pocket_arabic.cache import Cache
 from pocket_arabic.corpus import Columns, open_corpus
-from pocket_arabic.run import UserError
+from pocket_arabic.run import UserError, append_jsonl, atomic_write, read_jsonl
 from pocket_arabic.text import TextError, deromanise, scored
 
-Recogniser = Callable[[list[Path]], list[str]]  # wav files -> what is heard in each
+Recogniser = Callable[[list[Path]], Iterator[str]]  # wav files -> what is heard in each, as it comes
 
 HOP_SEC = 0.01
 CEPSTRA = 13
@@ -36,8 +36,9 @@ RUNAWAY = 1.5  # times the recording's length
 
 
 def error_rates(reference: str, heard: str) -> dict[str, float]:
-    """Levenshtein distances over the reference's length, by characters without marks (`cer`), words without marks (`wer`),
-    and characters with marks (`cer_marks`)."""
+    """Levenshtein distances over the length of the reference, which is Arabic: by characters without marks (`cer`), words without
+    marks (`wer`), and characters with marks (`cer_marks`). `heard` may be Buckwalter."""
+    heard = in_arabic(heard)
     bare, full = (tuple(scored(text, marks) for text in (reference, heard)) for marks in (False, True))
     return {"cer": jiwer.cer(*bare), "wer": jiwer.wer(*bare), "cer_marks": jiwer.cer(*full)}
 
@@ -50,21 +51,22 @@ def load_recogniser(name: str) -> Recogniser:
 
 
 def _program(line: str) -> Recogniser:
-    def hear(wavs: list[Path]) -> list[str]:
+    def hear(wavs: list[Path]) -> Iterator[str]:
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as listing:
             listing.write("".join(json.dumps({"wav": str(wav), "text": ""}) + "\n" for wav in wavs))
             listing.flush()
             try:
                 out = subprocess.run([*shlex.split(line), listing.name], capture_output=True, text=True, check=True).stdout
-                heard = [json.loads(row)["hyp"] for row in out.splitlines()[: len(wavs)]]
             except (OSError, subprocess.CalledProcessError) as error:
-                last = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-                raise UserError(f"--asr program:{line}: {last}") from None
-            except (ValueError, KeyError, TypeError):
-                heard = []
-        if len(heard) != len(wavs):
-            raise UserError(f'--asr program:{line}: printed no line {{"hyp": ...}} for each of {len(wavs)} files')
-        return [in_arabic(text) for text in heard]
+                said = (getattr(error, "stderr", None) or "").strip() or str(error)
+                raise UserError(f"--asr program:{line}: {said.splitlines()[-1]}") from None
+        try:
+            heard = [json.loads(row)["hyp"] for row in out.split("\n")[: len(wavs)]]
+        except (ValueError, KeyError, TypeError):
+            heard = []
+        if len(heard) != len(wavs) or not all(isinstance(text, str) for text in heard):
+            raise UserError(f'--asr program:{line}: printed no line {{"hyp": "..."}} for each of {len(wavs)} files')
+        yield from heard
 
     return hear
 
@@ -94,9 +96,12 @@ def _transformers(name: str) -> Recogniser:
     options = {"generate_kwargs": {"language": "ar", "task": "transcribe"}} if whisper else {}
     rate = hear.feature_extractor.sampling_rate
 
-    def transcribe(wavs: list[Path]) -> list[str]:
-        clips = ({"raw": read_audio(wav, rate), "sampling_rate": rate} for wav in wavs)
-        return [result["text"] for result in hear(clips, **options)]
+    def transcribe(wavs: list[Path]) -> Iterator[str]:
+        for wav in wavs:
+            samples = read_audio(wav, rate)
+            # Whisper hears 30 s at a time; the pipeline joins what it hears in longer clips.
+            long = {"chunk_length_s": 30} if len(samples) > 30 * rate else {}
+            yield hear({"raw": samples, "sampling_rate": rate}, **options, **long)["text"]
 
     return transcribe
 
@@ -128,7 +133,8 @@ class Sound:
         speech, hop = samples[start:end].astype(np.float32), int(HOP_SEC * rate)
         speech = speech / (np.sqrt(np.mean(speech**2)) + 1e-9)  # `mel_cepstra` has an absolute floor
         power = librosa.feature.melspectrogram(y=speech, sr=rate, n_fft=1024, hop_length=hop, n_mels=80)
-        pitch = librosa.pyin(speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048)[0]
+        # A fifth of a semitone is fine enough, and halves the time.
+        pitch = librosa.pyin(speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048, resolution=0.2)[0]
         return cls(len(samples) / rate, mel_cepstra(power), pitch)
 
 
@@ -153,8 +159,9 @@ def distances(real: Sound, other: Sound) -> dict[str, float | None]:
     }
 
 
-def load_speaker_model(name: str) -> Callable[[Path], np.ndarray]:
-    """An x-vector model of the hub (microsoft/wavlm-base-plus-sv) -> wav file -> unit vector [width]. Raises UserError."""
+def load_speaker_model(name: str, voice: Path) -> Callable[[Path], float]:
+    """An x-vector model of the hub (microsoft/wavlm-base-plus-sv) -> wav file -> cosine of its voice and that of `voice`.
+    Raises UserError."""
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
     try:
@@ -168,7 +175,8 @@ def load_speaker_model(name: str) -> Callable[[Path], np.ndarray]:
         vector = model(**inputs).embeddings[0].double().numpy()
         return vector / np.linalg.norm(vector)
 
-    return embed
+    prompt = embed(voice)
+    return lambda wav: float(embed(wav) @ prompt)
 
 
 # --- the recordings ---------------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str,
     split = next(iter(wanted.values()))["split"]
     for shard in open_corpus(options["corpus"], options["limit"], columns, options["corpus_revision"], first=split).open()[0]:
         for utterance in shard():
-            if utterance.id in wanted:
+            if utterance.id in wanted and utterance.text == wanted[utterance.id]["text"]:  # of two with one id, the one that was kept
                 yield utterance.id, trimmed(resample(*load_audio(utterance.audio), rate), rate, options)[0]
                 del wanted[utterance.id]
             if not wanted:
@@ -200,18 +208,38 @@ def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str,
     raise UserError(f"{options['corpus']} has no {next(iter(wanted))} any more, which {cache.folder} holds; {again}")
 
 
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class Log(dict):
+    """JSON lines by some of their keys, added to one at a time; a last line cut short by a crash is dropped."""
+
+    def __init__(self, path: Path, *keys: str):
+        self.path, self.keys_of = path, keys
+        rows = read_jsonl(path)
+        super().__init__((tuple(row[k] for k in keys), row) for row in rows)
+        with atomic_write(path) as tmp:
+            tmp.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+    def add(self, row: dict) -> None:
+        append_jsonl(self.path, row)
+        self[tuple(row[k] for k in self.keys_of)] = row
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def spread(values: list[float | None]) -> dict | None:
-    """Mean, median and the 95 % bootstrap interval of the mean, over sentences; a None counts as missing."""
+    """Mean, median and the 95 % bootstrap interval of the mean, over sentences; a None counts as missing, and a single one has
+    no interval."""
     found = np.array([v for v in values if v is not None], float)
     if not len(found):
         return None
-    low = high = found.mean()
+    low = high = float(found.mean()) if len(found) > 1 else None
     if np.ptp(found) > 0:
         low, high = stats.bootstrap((found,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return {"mean": float(found.mean()), "median": float(np.median(found)), "low": float(low), "high": float(high), "sentences": len(found)}
+        low, high = float(low), float(high)
+    return {"mean": float(found.mean()), "median": float(np.median(found)), "low": low, "high": high, "sentences": len(found)}
 
 
 def summarise(sentences: list[list[dict]], recognisers: list[str]) -> dict:
@@ -248,7 +276,8 @@ def table(summary: dict[str, dict]) -> str:
         for kind in kinds:
             value = summary[kind].get(measure)
             if isinstance(value, dict):
-                value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}], median {value['median']:.3f}"
+                between = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+                value = f"{value['mean']:.3f}{between}, median {value['median']:.3f}"
             elif isinstance(value, float):
                 value = f"{value:.3f}"
             cells.append("" if value is None else str(value))

@@ -243,13 +243,13 @@ def scored(text: str, marks: bool) -> str:
 
 
 def swap_vowels(text_norm: str) -> str:
-    """The same letters with wrong vowels: a -> u -> i -> a, tanween likewise. What such a text sounds like tells whether a
-    model hears the marks.
+    """The same letters with wrong vowels: a -> u -> i -> a, tanween likewise; a vowel before its own long letter stays, because the
+    two belong together. What such a text sounds like tells whether a model hears the marks.
 
-    >>> swap_vowels("هَلْ أَنْتَ بِخَيْرٍ؟")
-    'هُلْ أُنْتُ بَخُيْرً؟'
+    >>> swap_vowels("هَلْ كَتَبَ الْكِتَابَ؟")
+    'هُلْ كُتُبُ الْكَتَابُ؟'
     """
-    return text_norm.translate(str.maketrans({FROM_MODEL[a]: FROM_MODEL[b] for a, b in zip("auiFNK", "uiaNKF")}))
+    return re.sub("َ(?![اىآ])|ُ(?!و)|ِ(?!ي)|[ًٌٍ]", lambda m: FROM_MODEL["uiaNKF"["auiFNK".index(TO_MODEL[m[0]])]], text_norm)
 
 
 def missing_marks(text_norm: str) -> float:
