@@ -80,7 +80,7 @@ def look(base: str, config_file: Path, folder: Path) -> dict:
         "parameters": {"flow_lm": parameters(flow_lm), "mimi": parameters(mimi), "together": sum(t.numel() for t in weights.values())},
         "transformer": {"layers": transformer.num_layers, "width": transformer.d_model, "heads": transformer.num_heads, "causal": is_causal(TrainableTTS(flow_lm))},
         "head": {"type": config.flow_lm.flow.type, "depth": config.flow_lm.flow.depth, "width": config.flow_lm.flow.dim, "steps_a_frame": 1},
-        "codec": {"sample_rate": mimi.sample_rate, "frame_rate": mimi.frame_rate, "latents_of_a_second": list(second.shape[1:]), "encoder_is_zero": False},
+        "codec": {"sample_rate": mimi.sample_rate, "frame_rate": mimi.frame_rate, "latents_of_a_second": list(second.shape[1:])},
         "tokenizer": {
             "kind": type(tokenizer.tokenizer if hasattr(tokenizer, "tokenizer") else tokenizer).__name__,
             "pieces": config.flow_lm.lookup_table.n_bins,

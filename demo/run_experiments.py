@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the experiments of demo/experiments.txt: each a fine-tuning of the nano base at equal wall-clock time, spoken and scored.
+"""Run the experiments of demo/experiments.txt: each a fine-tuning of the nano base for about the same CPU time, spoken and scored.
 
 Reads   data/demo (python data_prep.py --corpus demo).
 Writes  data/demo-bare, the same without vowel marks; runs/experiments/NAME-SEED/ and NAME-SEED.json beside it; --out: every
@@ -8,9 +8,9 @@ Writes  data/demo-bare, the same without vowel marks; runs/experiments/NAME-SEED
     python demo/run_experiments.py --scorer "python recogniser.py --list"                          # all, two seeds: hours
     python demo/run_experiments.py --scorer "python recogniser.py --list" --only base scratch --seeds 0 1 2
 
-Every experiment takes the CPU seconds of --steps full steps, by the number of steps in its line: wall clock depends on what
-else the machine does, so limits are in steps and the CPU seconds are in the result. One thread a training is the best use of
-few cores (OMP_NUM_THREADS=1, one process of this a core, each with its own --seeds).
+Wall clock depends on what else the machine does, so limits are in steps and CPU seconds are in the result. One thread a training is
+the best use of few cores: OMP_NUM_THREADS=1, and one process of this a core, each with seeds and an --out of its own; a last run with
+all seeds puts the results together.
 
 The same command again continues: finished results stay, an interrupted run resumes. The scorer is any command that takes a
 file of {"wav", "text"} lines and prints a JSON summary last. Each result holds the command line that made it.
@@ -62,7 +62,10 @@ def run(name: str, flags: list[str], seed: int, args: argparse.Namespace) -> dic
     train = ["train.py", *shlex.split(COMMON), "--max-steps", str(args.steps), "--seed", str(seed), *flags, "--out", str(out)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *train], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), out / "cpu_sec.json"
+    before_that = json.loads(clock.read_text()) if clock.exists() else 0.0  # of a run that was interrupted
+    cpu_sec = before_that + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    write_json(clock, cpu_sec)
     log = read_jsonl(out / "progress.jsonl")
     result = {
         "experiment": name,
@@ -70,7 +73,7 @@ def run(name: str, flags: list[str], seed: int, args: argparse.Namespace) -> dic
         "command": shlex.join(["python", *train]),
         "steps": max(r["step"] for r in log if r["kind"] == "eval"),
         "valid_flow_error": min(r["valid_flow_error"] for r in log if r["kind"] == "eval"),
-        "train_cpu_sec": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),  # of the last continuation
+        "train_cpu_sec": round(cpu_sec),
         "memory_gib": max(r["memory_gib"] for r in log if r["kind"] == "train"),
     }
     for suffix, more in (("", []), ("_bare", ["--bare"])):
