@@ -86,12 +86,12 @@ def worst(evaluation: Path) -> tuple[str, int]:
     return most["text"], int(most["kind"].removeprefix("seed_"))
 
 
-def spectrogram(kinds: dict[str, np.ndarray], path: Path, top: float, window: int, dpi: int) -> None:
+def spectrogram(kinds: dict[str, np.ndarray], path: Path, top: float, window: int, darkest: float, dpi: int) -> None:
     """One spectrogram above the other, of audio [samples] by title."""
     longest = max(map(len, kinds.values())) / RATE
     figure, axes = plt.subplots(len(kinds), 1, figsize=(9, 2.4 * len(kinds)), layout="constrained", squeeze=False, sharex=True)
     for axis, (title, audio) in zip(axes[:, 0], kinds.items()):
-        axis.specgram(audio + 1e-9, NFFT=window, noverlap=window * 7 // 8, Fs=RATE, vmin=-140, vmax=-40, cmap="magma")
+        axis.specgram(audio + 1e-9, NFFT=window, noverlap=window * 7 // 8, Fs=RATE, vmin=darkest, vmax=-40, cmap="magma")
         axis.set(ylim=(0, top), xlim=(0, longest), ylabel="Hz", title=title)
     axes[-1, 0].set_xlabel("seconds")
     figure.savefig(path, dpi=dpi)
@@ -119,7 +119,7 @@ ARTICLE = """<article>
 <p{direction}>{text}</p>
 <audio controls preload="metadata" src="{file}"></audio>
 <img loading="lazy" src="{picture}" alt="spectrogram, 0 to 6 kHz">
-<code>{file}, seed {seed}, model {model} {sha}<br>{command}</code>
+<code>{origin}<br>{command}</code>
 </article>"""
 
 
@@ -127,8 +127,9 @@ def page(entries: list[dict]) -> str:
     articles = []
     for entry in entries:
         arabic = any("\u0600" <= c <= "\u06ff" for c in entry["text"])
-        shown = {k: html.escape(str(v)) for k, v in entry.items()} | {"direction": ' dir="rtl" lang="ar"' if arabic else "", "sha": (entry["model_sha256"] or "")[:12]}
-        articles.append(ARTICLE.format(picture=f"{Path(entry['file']).stem}.png", **shown))
+        origin = [entry["file"], entry["model"] and f"model {entry['model']} {entry['model_sha256'][:12]}", entry["seed"] is not None and f"seed {entry['seed']}"]
+        shown = {k: html.escape(str(v)) for k, v in entry.items()} | {"origin": ", ".join(filter(None, origin))}
+        articles.append(ARTICLE.format(picture=f"{Path(entry['file']).stem}.png", direction=' dir="rtl" lang="ar"' if arabic else "", **shown))
     return PAGE.format(articles="\n".join(articles))
 
 
@@ -146,7 +147,7 @@ def main() -> None:
         write_wav(SAMPLES / "reference.wav", read_audio(clip, RATE), RATE)
         write_wav(SAMPLES / "codec_roundtrip.wav", decode_latents(mimi, torch.from_numpy(np.array(cache.row_latents(row)))), RATE)
         plain = {"text": row["text"], "seed": None, "model": "demo/codec.safetensors", "model_sha256": sha256(ROOT / "demo" / "codec.safetensors"), "command": THIS}
-        entries = [plain | {"file": "reference.wav", "title": f"the recording: {clip.name} of the embedded corpus (espeak-ng)", "model": "none", "model_sha256": None}]
+        entries = [plain | {"file": "reference.wav", "title": f"the recording: {clip.name} of the embedded corpus (espeak-ng)", "model": None, "model_sha256": None}]
         entries.append(plain | {"file": "codec_roundtrip.wav", "title": "the recording through the codec: the most that a model can reach"})
         entries += [before(row, voice), *(generate(file, title, model, row["text"]) for file, title, model in SPOKEN)]
         text, seed = worst(args.evaluation)
@@ -154,9 +155,9 @@ def main() -> None:
         audio = {entry["file"]: read_audio(SAMPLES / entry["file"], RATE) for entry in entries}
         for file, samples in audio.items():
             # 21 ms windows show formants and closures; the pairs below have 85 ms ones, which show harmonics.
-            spectrogram({file: samples}, SAMPLES / f"{Path(file).stem}.png", 6000, 512, 70)
+            spectrogram({file: samples}, SAMPLES / f"{Path(file).stem}.png", 6000, 512, -140, 70)
         for name, file in (("codec_harmonics", "codec_roundtrip.wav"), ("generated_harmonics", "generated_arabic.wav")):
-            spectrogram({"reference.wav": audio["reference.wav"], file: audio[file]}, SAMPLES / f"{name}.png", 1500, 2048, 80)
+            spectrogram({f: audio[f][: 2 * RATE] for f in ("reference.wav", file)}, SAMPLES / f"{name}.png", 1000, 2048, -100, 80)
         for name in ("loss.png", "progress.jsonl"):
             shutil.copyfile(ROOT / "runs" / "demo" / name, SAMPLES / name)
         write_json(index, entries)
