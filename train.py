@@ -18,6 +18,7 @@ The same command again continues; so does a longer --max-hours and, with a const
 
 import argparse
 import copy
+import fcntl
 import json
 import math
 import os
@@ -98,7 +99,7 @@ def parse_args() -> argparse.Namespace:
     g = p.add_argument_group("recipe")
     g.add_argument("--batch-size", type=int, default=64, help="utterances at a time, in each process")
     g.add_argument("--grad-accum", type=int, default=1, help="such batches a step")
-    g.add_argument("--lr", type=float, default=4e-5, help="largest AdamW learning rate (the wheel's small-data recipe); 2e-4 to 1.2e-3 from scratch")
+    g.add_argument("--lr", type=float, default=2e-4, help="largest AdamW learning rate: upstream's for a new language; 4e-5 for a new voice of a known one; 1e-3 for a nano model")
     g.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for the hidden matrices; a small model trained for minutes learns faster with it")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step")
     g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
@@ -473,6 +474,11 @@ class Training:
                 raise UserError(f"{out} was trained with another recipe ({changed}); give another --out, or the same options")
         out.mkdir(parents=True, exist_ok=True)
         if self.main:
+            self.lock = open(out / ".lock", "w")  # until this process ends, however it ends
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{out}: another train.py is at work in it; wait for it, or give another --out") from None
             write_json(out / "args.json", recipe)
 
     def open_progress(self, recipe: dict) -> None:

@@ -1,5 +1,6 @@
 """train.py and generate_sample.py as a user runs them: what they write, that they continue exactly, and what they refuse."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -73,6 +74,13 @@ def test_finished_run_says_so_and_a_changed_recipe_is_refused(finished_run, cach
     assert result.returncode == 0 and "nothing to do" in result.stdout
     assert digest(finished_run / "bundle") == before
     fails(run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4, "--lr", 0.1), "lr: 0.001 -> 0.1")
+
+
+def test_two_trainings_do_not_share_a_folder(finished_run, cache):
+    """Two at once once interleaved their logs and broke on each other's checkpoint."""
+    with open(finished_run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fails(run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4), "another train.py is at work", "--out")
 
 
 def test_one_step_moves_every_flow_lm_tensor_and_leaves_mimi(finished_run, tiny_base):
