@@ -278,7 +278,7 @@ def test_a_chunk_that_misses_its_end_is_spoken_again(monkeypatch):
 
     watch = EosWatch()
 
-    def stream(_model, _state, _chunk, seed, _stop):
+    def stream(_model, _state, _chunk, seed, _stop, _frames):
         watch.missed += seed < 7
         yield np.full(1000 - seed, 0.5, np.float32)
 
@@ -288,7 +288,7 @@ def test_a_chunk_that_misses_its_end_is_spoken_again(monkeypatch):
     assert (spoken := speak(Model, {}, "naEamo.", 5, watch, 1)).seed == 6 and not spoken.ended
     assert isinstance(spoken, Spoken) and len(spoken.audio) == 994
 
-    def babble(_model, _state, _chunk, seed, _stop):
+    def babble(_model, _state, _chunk, seed, _stop, _frames):
         for _ in range(100):
             yield np.full(2400, 0.5 * (seed > 0), np.float32)
 
