@@ -278,16 +278,18 @@ def bundle_claims():
     yield f"the first audio is there after {nano:.2f} s; at the released size, random weights, after {real:.2f} s at {s['real_size_real_time_factor']:.2f} s a second of speech"
 
 
-def spread(value: dict, digits: int = 3) -> str:
-    return f"{value['mean']:.{digits}f} ({value['spread']:.{digits}f})"
+def spread(experiment: dict, key: str, digits: int = 3) -> str:
+    """Mean, and the spread if there is more than one seed."""
+    more = f" ({experiment[key]['spread']:.{digits}f})" if len(experiment["seeds"]) > 1 else ""
+    return f"{experiment[key]['mean']:.{digits}f}{more}"
 
 
 def experiment_claims():
     for name, e in read("experiments.json")["summary"].items():
-        cells = [spread(e["valid_flow_error"], 2), spread(e["cer_no_marks_median"]), spread(e["cer_median"]), f"{e['eos_reached']['mean']:.1f}"]
+        cells = [spread(e, "valid_flow_error", 2), spread(e, "cer_no_marks_median"), spread(e, "cer_median"), f"{e['eos_reached']['mean']:.1f}"]
         yield row(name, str(len(e["seeds"])), *cells, f"{e['steps']['mean']:.0f}", f"{e['train_cpu_sec']['mean']:.0f}", f"{e['memory_gib']['mean']:.2f}")
         if "cer_no_marks_median_bare" in e:
-            yield row(f"{name}, bare text", spread(e["cer_no_marks_median_bare"]), spread(e["cer_median_bare"]))
+            yield row(f"{name}, bare text", spread(e, "cer_no_marks_median_bare"), spread(e, "cer_median_bare"))
 
 
 def guidance_claims():
