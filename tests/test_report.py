@@ -165,7 +165,7 @@ def audit_claims():
         yield row(title, str(a["tensors"]), f"{a['parameters']['together'] / 1e6:.1f}M", f"{t['layers']} of {t['width']}, {t['heads']} heads", *sizes)
         yield f"| {title} | {a['stock_times_real_time']:.1f} times real time |"
         assert t["causal"] and not a["tokenizer"]["symbols_unknown"] and a["codec"]["latents_of_a_second"] == [13, 32]
-        assert a["stock_text"] == {"stock": "SalAmN Ealayokumo.", "ours": "salAmN Ealayokumo."}
+        assert a["stock_text"] == {"stock": "SalaAmN Ealayokumo.", "ours": "salaAmN Ealayokumo."}
 
 
 def english_claims():
