@@ -325,9 +325,9 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     heard = evaluation.Log(args.out / "heard.jsonl", "source", "kind", "id")
     judged = [key for key in wavs if key[0] != swapped]
     for (name, source), recognise in zip(args.asr, recognisers.values()):
-        missing = [key for key in judged if (source, *key) not in heard]
-        for text, key in zip(recognise([wavs[key] for key in missing]), progress(missing, f"clips heard by {name}")):
-            heard.add({"source": source, "kind": key[0], "id": key[1], "text": text})
+        if missing := [key for key in judged if (source, *key) not in heard]:
+            for text, key in zip(recognise([wavs[key] for key in missing]), progress(missing, f"clips heard by {name}")):
+                heard.add({"source": source, "kind": key[0], "id": key[1], "text": text})
     for key in progress([key for key in judged if (args.speaker_model, *key) not in heard], "voices") if similarity else []:
         heard.add({"source": args.speaker_model, "kind": key[0], "id": key[1], "similarity": similarity(wavs[key])})
 
