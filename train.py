@@ -600,8 +600,8 @@ class Training:
         return {f"flow_lm.{k}": v for k, v in merged(model.flow_lm).items()}
 
     def close(self) -> None:
-        """End the trackers and the process group, which the wrapped model must not outlive: freed last by it, the group waits, with
-        the GIL, for Gloo's thread, and that for the GIL, to free a tensor (pytorch/pytorch#56297); one run in fifty never ended."""
+        """End the trackers and the process group. The wrapped model goes first: freed together with it, the group waits for Gloo's
+        thread while holding the GIL that this thread needs to free its last tensor (pytorch/pytorch#56297); 5 of 100 runs hung so."""
         self.model = None
         self.accelerator.free_memory()
         self.accelerator.end_training()
