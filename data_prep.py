@@ -38,9 +38,9 @@ from tqdm import tqdm
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, clipped_share, level_db, load_audio, read_audio, resample, trimmed
+from pocket_arabic.base import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
 from pocket_arabic.cache import CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
-from pocket_arabic.model import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
 from pocket_arabic.run import UserError, command, use_all_cores, write_json
 
 matplotlib.use("Agg")

@@ -41,9 +41,9 @@ from tqdm import tqdm
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, read_audio, write_wav
+from pocket_arabic.base import decode_latents, load_config, load_tokenizer, pieces
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle, push_bundle, sha256
-from pocket_arabic.model import decode_latents, load_config, load_tokenizer, pieces
 from pocket_arabic.run import ROOT, UserError, atomic_write, command, differences, provenance, use_all_cores, write_json
 from pocket_arabic.speech import EosWatch, is_silent, join, load_bundle, pause_after, speak, split_text, stream, voice_state
 

@@ -13,19 +13,17 @@ Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and eval
     python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
 
 The batch of a step is --batch-size x --grad-accum x processes; runs that agree in it take the same steps.
-The same command again continues; so does a longer --max-hours and, with a constant rate, --max-steps or --epochs. Ctrl-C and SIGTERM save first.
+The same command again continues; so does, with a constant rate, a longer --max-hours, --max-steps or --epochs. Ctrl-C and
+SIGTERM save first.
 """
 
 import argparse
 import copy
-import fcntl
 import json
 import math
 import os
 import re
 import resource
-import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -42,38 +40,65 @@ from safetensors.torch import load_file
 
 from pocket_arabic import __version__
 from pocket_arabic.adapt import CHOICES, build_optimizers, freezes_head, merged, set_trainable
-from pocket_arabic.audio import read_audio, trimmed, write_wav
-from pocket_arabic.cache import Cache
-from pocket_arabic.checkpoint import EMA, best_checkpoint, export_bundle, load_checkpoint, newest_checkpoint, prune, save_checkpoint, update_hours
-from pocket_arabic.model import (
-    LSD,
-    Row,
-    TrainableTTS,
+from pocket_arabic.audio import write_wav
+from pocket_arabic.base import (
     arabic_config,
     build_flow_lm,
-    draw_prefix,
-    draw_row,
-    draw_text,
     encoder_hash,
     fresh_tokenizer,
     load_config,
     load_mimi,
     load_weights,
-    token_durations,
     tts_model,
     use_tokenizer,
 )
-from pocket_arabic.run import StopSignal, UserError, append_jsonl, atomic_write, command, differences, provenance, read_jsonl, use_all_cores, write_json
+from pocket_arabic.cache import Cache
+from pocket_arabic.checkpoint import (
+    EMA,
+    best_checkpoint,
+    export_bundle,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+    update_hours,
+)
+from pocket_arabic.model import LSD, TrainableTTS
+from pocket_arabic.rows import (
+    DISTILL_SHARE,
+    EVAL_EPOCH,
+    EVAL_NOISE,
+    NOISE,
+    Batch,
+    Draws,
+    Latents,
+    Utterances,
+    distils,
+    draw_noise,
+    latent_statistics,
+)
+from pocket_arabic.run import (
+    Clock,
+    Pace,
+    RunFolder,
+    StopSignal,
+    UserError,
+    append_jsonl,
+    atomic_write,
+    command,
+    provenance,
+    read_jsonl,
+    use_all_cores,
+)
 from pocket_arabic.speech import EosWatch, speak, voice_state
+from pocket_arabic.step import Launched, NormCheck, Replayed
 
 matplotlib.use("Agg")
 
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum"}
-FREE |= {"compile", "on_the_fly", "wandb", "log_every", "eval_every", "sample_every", "keep"}
-DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share: same gradient in expectation, 9 % faster (kyutai-labs/pocket-tts training)
-ROW, ORDER, DISTIL, DROPOUT = range(4)  # separate streams of random numbers under one --seed
-EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
+FREE |= {"compile", "wandb", "log_every", "eval_every", "sample_every", "keep"}
+LENGTHS = {"epochs", "max_steps", "max_hours"}  # but a cosine is a function of its end
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,7 +126,7 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--grad-accum", type=int, default=1, help="such batches a step")
     g.add_argument("--lr", type=float, default=2e-4, help="largest AdamW learning rate: upstream's for a new language; 4e-5 for a new voice of a known one; 1e-3 for a nano model")
     g.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for the hidden matrices; a small model trained for minutes learns faster with it")
-    g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step")
+    g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step or the end of --max-hours")
     g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
     g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW weight decay")
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
@@ -131,9 +156,8 @@ def parse_args() -> argparse.Namespace:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="torch.compile the transformer's layers: slower at first, then faster; a CPU needs a C++ compiler",
+        help="torch.compile layers and head: minutes slower at first, then faster; a CPU needs a C++ compiler",
     )
-    g.add_argument("--on-the-fly", action="store_true", help="encode the audio again at each use instead of reading the cache; only to measure what the cache buys")
     g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
     g = p.add_argument_group("watching")
     g.add_argument("--log-every", type=int, default=20, help="steps between printed lines; 0 is off")
@@ -168,6 +192,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--precision fp16: needs a GPU, whose loss scaler it relies on; use bf16 or no")
     if args.precision == "fp16" and args.optimizer == "muon":
         raise UserError("--precision fp16: its loss scaler serves one optimiser; use bf16 or no with --optimizer muon")
+    if args.patience and args.schedule == "cosine":
+        raise UserError("--patience ends a run before a cosine has come down; use --schedule constant with it")
     if args.guide_steps < 0:
         raise UserError(f"--guide-steps {args.guide_steps}: must not be negative")
     if args.seed < 0:
@@ -177,117 +203,7 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a share from 0 to 1")
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-class LiveLatents:
-    """Latents encoded from the corpus's audio files at each use, as data_prep did: what training costs without a cache."""
-
-    def __init__(self, cache: Cache, mimi: MimiModel, device: torch.device):
-        self.options, self.device = cache.info["options"], device
-        self.mimi = copy.deepcopy(mimi).to(device)
-        if not all(row.get("source") for row in cache.rows):
-            raise UserError("--on-the-fly: this cache was not made from a folder of audio files; prepare one, for example --corpus demo")
-
-    @torch.no_grad()
-    def __call__(self, row: dict) -> np.ndarray:
-        samples = trimmed(read_audio(Path(row["source"]), self.mimi.sample_rate), self.mimi.sample_rate, self.options)[0]
-        return self.mimi.encode_to_latent(torch.from_numpy(samples).to(self.device)[None, None])[0].cpu().numpy()
-
-
-class Rows:
-    """The rows of a split, with a voice prompt each from the training split. Everything drawn is a pure function of
-    (seed, epoch, position in the split), so a resumed run and any division into batches see the same rows."""
-
-    def __init__(self, cache: Cache, split: str, tokenize, frame_rate: float, args: argparse.Namespace, live: LiveLatents | None = None):
-        self.cache, self.args, self.frame_rate = cache, args, frame_rate
-        self.row_latents = live or cache.row_latents
-        self.by_speaker: dict[str, list[dict]] = {}
-        for row in cache.split("train"):
-            self.by_speaker.setdefault(row["speaker"], []).append(row)
-        every = cache.split("train")[: args.subset] if args.subset else cache.split(split)
-        self.tokenize = tokenize
-        self.rows = [row for row in every if any(other["id"] != row["id"] for other in self.by_speaker.get(row["speaker"], ())[:2])]
-        self.head = cache.info["options"]["head_sec"] * frame_rate if cache.info["options"]["trim"] else 0.0
-        self.durations = None
-        if args.guide_steps and split == "train":
-            tokens = [tokenize(row["text_model"]) for row in self.rows]
-            self.durations = token_durations(tokens, [self.spoken(row) for row in self.rows], max(map(max, tokens)) + 1)
-        if len(self.rows) < len(every):
-            print(f"{split}: {len(every) - len(self.rows)} of {len(every)} utterances left out, no other of their speaker in train to prompt with")
-        if not self.rows:
-            raise UserError(f"{cache.folder}: no {split} utterance can be used; every speaker needs two utterances in train, and {split} needs one of theirs")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def longest(self) -> int:
-        """Tokens of the longest text."""
-        return max(len(self.tokenize(row["text_model"])) for row in self.rows)
-
-    def slowest(self) -> float:
-        """Seconds a token of all but the slowest hundredth of the utterances."""
-        return float(np.percentile([row["num_frames"] / self.frame_rate / len(self.tokenize(row["text_model"])) for row in self.rows], 99))
-
-    def spoken(self, row: dict) -> float:
-        """Frames from the first word to the end of the last."""
-        return row["speech_end_sec"] * self.frame_rate - self.head
-
-    def token_times(self, row: dict, tokens: list[int]) -> np.ndarray | None:
-        """[L, 2]: the frames each token is expected from and to, on the clock of this utterance."""
-        if self.durations is None:
-            return None
-        ends = np.cumsum(self.durations[tokens])
-        ends *= self.spoken(row) / ends[-1] if len(ends) else 1
-        return self.head + np.stack([np.concatenate([[0.0], ends[:-1]])[: len(ends)], ends], 1)
-
-    def prefix(self, index: int, epoch: int) -> tuple[np.random.Generator, list[int], np.ndarray]:
-        """The row's generator after its first draws, and what they chose: text tokens and voice prompt."""
-        rng = np.random.default_rng([ROW, self.args.seed, epoch, index])
-        row = self.rows[index]
-        others = self.by_speaker[row["speaker"]]
-        prompt = others[rng.integers(len(others))]
-        while prompt["id"] == row["id"]:  # a prompt cut from the target itself leaks it
-            prompt = others[rng.integers(len(others))]
-        text, dropout = row["text_model"], (0.0, 0.0)
-        if epoch != EVAL_EPOCH:
-            text = draw_text(rng, text, self.args.mark_dropout, self.args.stop_dropout, self.args.nfc_share)
-            dropout = self.args.text_dropout, self.args.voice_dropout
-        return rng, *draw_prefix(rng, self.tokenize(text), self.prompt_latents(prompt), self.frame_rate, *dropout)
-
-    def row(self, index: int, epoch: int) -> Row:
-        rng, tokens, prompt = self.prefix(index, epoch)
-        row = self.rows[index]
-        return draw_row(rng, self.row_latents(row), tokens, prompt, (self.args.draws, self.args.distill_draws), self.token_times(row, tokens))
-
-    def length(self, index: int, epoch: int) -> int:
-        """Positions of the row, but for the two or three that every row has."""
-        _, tokens, prompt = self.prefix(index, epoch)
-        return len(tokens) + len(prompt) + self.rows[index]["num_frames"]
-
-    def prompt_latents(self, row: dict) -> np.ndarray:
-        """[V, 32] up to 80 ms after the last word, where the wheel ends a voice prompt too (its `end_on_pause`)."""
-        return self.row_latents(row)[: int(np.ceil((row["speech_end_sec"] + 0.08) * self.frame_rate))]
-
-    def order(self, epoch: int, batch_size: int) -> list[list[int]]:
-        """Batches of one epoch: shuffled, then sorted by length within pools of 32 batches so that rows of a batch are
-        of like length, then the batches shuffled. On lengths like ClArTTS's, batches of 64, 4.4 % of positions are
-        padding (pools of 16: 7.8 %)."""
-        rng = np.random.default_rng([ORDER, self.args.seed, epoch])
-        indices = rng.permutation(len(self.rows))
-        pool = 32 * batch_size
-        batches = []
-        for start in range(0, len(indices), pool):
-            block = sorted(indices[start : start + pool], key=lambda i: self.length(int(i), epoch))
-            batches += [[int(i) for i in block[b : b + batch_size]] for b in range(0, len(block), batch_size)]
-        rng.shuffle(batches)
-        return batches
-
-
-def latent_statistics(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation [32] of the training split's latents, for a model that has none of its own."""
-    latents = np.concatenate([cache.row_latents(row) for row in cache.split("train")]).astype("float64")
-    return torch.from_numpy(latents.mean(0)).float(), torch.from_numpy(latents.std(0)).float()
+# --- the loop's parts -------------------------------------------------------------------------------------------------
 
 
 def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor]) -> tuple[Config, dict[str, torch.Tensor]]:
@@ -300,14 +216,6 @@ def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, wei
     return use_tokenizer(config, weights, path, args.seed)
 
 
-# --- the loop's parts -------------------------------------------------------------------------------------------------
-
-
-def distils(seed: int, step: int) -> bool:
-    """Whether this step computes the distillation term; the same on every process."""
-    return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
-
-
 def guide_window(step: int, guide_steps: int) -> float | None:
     """Half-width in frames of the text that a frame sees: 1.5 for three tenths of the guided steps, then doubling until
     it holds a whole utterance. None once unguided."""
@@ -316,12 +224,13 @@ def guide_window(step: int, guide_steps: int) -> float | None:
     return 1.5 * 64 ** max(0.0, (step / guide_steps - 0.3) / 0.7)
 
 
-def learning_rate(args: argparse.Namespace, step: int, last_step: int) -> float:
-    """Of the update that follows `step` updates."""
+def learning_rate(args: argparse.Namespace, step: int, last_step: int, time_share: float) -> float:
+    """Of the update that follows `step` updates. A cosine comes down with the steps or, if these are not all there is time for,
+    with the time (`time_share`, 0 to 1), so that it is down whichever limit ends the run."""
     rate = args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps))
-    if args.schedule == "cosine" and step >= args.warmup_steps:
-        done = (step - args.warmup_steps) / max(1, last_step - args.warmup_steps)
-        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    if args.schedule == "cosine":
+        done = max(step, time_share * last_step) - args.warmup_steps
+        rate *= 0.5 * (1 + math.cos(math.pi * max(0.0, done / max(1, last_step - args.warmup_steps))))
     return rate
 
 
@@ -344,7 +253,7 @@ def print_parts(flow_lm: FlowLMModel) -> None:
 def memory_gib() -> float:
     """Peak of this process: of the GPU if there is one, else of main memory."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_reserved() / 2**30
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts what the parent held when it started this process
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20
@@ -352,20 +261,18 @@ def memory_gib() -> float:
 
 
 @torch.no_grad()
-def evaluate(model: TrainableTTS, ema: EMA, valid: Rows, batch_size: int) -> dict[str, float]:
+def evaluate(tts: TrainableTTS, ema: EMA, valid: Utterances, batch_size: int, device: torch.device, bits: int | None) -> dict[str, float]:
     """Held-out means under the averaged weights, with the same noise, times and prompts each time."""
-    own = {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(ema.shadow)
-    totals: dict[str, float] = {}
-    frames = 0
-    for start in range(0, len(valid), batch_size):
-        rows = [valid.row(i, EVAL_EPOCH) for i in range(start, min(start + batch_size, len(valid)))]
-        size = sum(len(row.latents) for row in rows)
-        frames += size
-        for name, value in model(rows, LSD.DISTILL_WEIGHT).items():
-            totals[name] = totals.get(name, 0.0) + value.item() * size
-    model.load_state_dict(own)
-    return {f"valid_{name}": total / frames for name, total in totals.items()}
+    totals: dict[str, torch.Tensor] = {}
+    epoch, rows = valid.epoch(EVAL_EPOCH), np.arange(len(valid))
+    for number, start in enumerate(range(0, len(rows), batch_size)):
+        mine = rows[start : start + batch_size]
+        frames = int(valid.frames[mine].sum())
+        batch = valid.batch(mine, epoch, size=batch_size if bits else None, bits=bits).to(device)
+        noise = draw_noise(valid.draws, EVAL_NOISE, number, frames, True, device)
+        losses = torch.func.functional_call(tts, ema.shadow, (batch, noise, LSD.DISTILL_WEIGHT))
+        totals = {name: totals.get(name, 0.0) + value * frames for name, value in losses.items()}
+    return {f"valid_{name}": (total / valid.frames.sum()).item() for name, total in totals.items()}
 
 
 @torch.no_grad()
@@ -397,7 +304,7 @@ def plot_loss(path: Path, progress: list[dict]) -> None:
 
 
 class Training:
-    """A run: its model, averages and optimiser, its place in the order of batches, and its folder.
+    """What a step needs: model, averages, optimisers, rows, and its place in their order.
 
     A step's batch, the same whatever the machine, is divided into parts: --grad-accum on each of the processes.
     """
@@ -405,55 +312,73 @@ class Training:
     def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel):
         self.args, self.cache, self.config, self.weights, self.mimi = args, cache, config, weights, mimi
         self.accelerator = Accelerator(mixed_precision=args.precision, log_with="wandb" if args.wandb else None)
-        self.main = self.accelerator.is_main_process
+        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        self.folder, self.clock, self.pace = RunFolder(args.out), Clock(args.max_hours), Pace()
+        self.out_of_patience = False
         accelerate.utils.set_seed(args.seed)
-        flow_lm = build_flow_lm(config, weights if args.init == "base" else None)
-        if args.init == "scratch":
-            flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(cache)
-        tokenize = flow_lm.conditioner.tokenizer.encode
-        set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
-        self.tts = TrainableTTS(flow_lm, args.distill_head_only)  # self.model is the same, wrapped for several processes
-        self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
-        if args.compile:
-            for layer in flow_lm.transformer.layers:
-                layer.compile(dynamic=True)
-        self.model, *self.optimizers = self.accelerator.prepare(self.tts, *build_optimizers(self.tts, args.optimizer, args.lr, args.weight_decay))
-        self.ema = EMA(self.tts, args.ema)
-        live = LiveLatents(cache, mimi, self.accelerator.device) if args.on_the_fly else None
-        self.train, self.valid = (Rows(cache, split, tokenize, config.mimi.frame_rate, args, live) for split in ("train", "valid"))
-        self.longest = self.train.longest()
+        torch.set_float32_matmul_precision("high")  # on a GPU fp32 products, the distillation term's, may be TF32
+        self.build_rows(self.build_model())
         self.parts = args.grad_accum * self.accelerator.num_processes
         self.batch_size = args.batch_size * self.parts
         self.steps_per_epoch = -(-len(self.train) // self.batch_size)
         self.last_step = args.epochs * self.steps_per_epoch
         if args.max_steps:
             self.last_step = min(self.last_step, args.max_steps)
-        self.checkpoints, self.progress = args.out / "checkpoints", args.out / "progress.jsonl"
-        self.step, self.saved_step, self.spent, self.clock = 0, None, 0.0, time.monotonic()
-        self.closing = 0.0  # hours that the slowest save, evaluation and samples took: what the end will take
-        self.batches, self.epoch = iter(()), 0
-        self.out_of_patience = False
-        self.window: dict[str, list[torch.Tensor]] = {}  # since the last logged step
-        self.window_frames, self.window_padding, self.window_start, self.window_clock = 0, [], 0, time.monotonic()
+        self.step, self.saved_step = 0, None
+        self.epoch, self.batches, self.unchecked = None, iter(()), None
+        self.window: dict[str, torch.Tensor] = {}  # sums since the last logged step
+        self.counts = {"steps": 0, "frames": 0, "positions": 0, "places": 0, "seconds": 0.0, "distilled": 0}
 
-    def hours(self) -> float:
-        return self.spent + (time.monotonic() - self.clock) / 3600
+    def build_model(self) -> FlowLMModel:
+        args = self.args
+        flow_lm = build_flow_lm(self.config, self.weights if args.init == "base" else None)
+        if args.init == "scratch":
+            flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(self.cache)
+        set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
+        shares = (args.text_dropout, args.voice_dropout, args.mark_dropout, args.stop_dropout, args.nfc_share)
+        self.draws = Draws(args.seed, *shares, per_frame=args.draws, distill_per_frame=args.distill_draws)
+        self.tts = TrainableTTS(flow_lm, self.draws, args.distill_head_only)  # self.model is the same, wrapped for several processes
+        self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
+        optimizers = build_optimizers(self.tts, args.optimizer, args.lr, args.weight_decay, args.precision)
+        self.model, *self.optimizers = self.accelerator.prepare(self.tts, *optimizers)
+        self.ema = EMA(self.tts, args.ema)
+        return flow_lm
+
+    def build_rows(self, flow_lm: FlowLMModel) -> None:
+        """The splits, and how a step is run on this machine. On a GPU lengths are rounded to a few sizes, 4 or 3 significant bits:
+        a graph for each, and as compiling takes seconds a size, fewer of them then."""
+        args = self.args
+        latents = Latents(self.cache.folder / "latents.npy", self.device)
+        options = (flow_lm.conditioner.tokenizer, self.config.mimi.frame_rate, self.draws, latents, args.subset)
+        self.train, self.valid = (
+            Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice) for split, guided in (("train", args.guide_steps > 0), ("valid", False))
+        )
+        graphs = self.device.type == "cuda" and self.accelerator.num_processes == 1 and not self.accelerator.scaler and not args.lora_dropout
+        self.bits = (3 if args.compile and graphs else 4) if self.device.type == "cuda" else None
+        self.run = Replayed(self.forward_backward, self.trainable, latents.table) if graphs else Launched(self.forward_backward)
+        if args.compile:
+            self.tts.compile_parts(dynamic=not graphs)
 
     def finished(self) -> bool:
-        return self.step >= self.last_step or self.out_of_patience or bool(self.args.max_hours and self.hours() + self.closing >= self.args.max_hours)
+        return self.step >= self.last_step or self.out_of_patience or self.clock.share() >= 1
 
     def start_or_resume(self, recipe: dict) -> None:
         """Open the run's folder. Raises UserError if it holds a run of another recipe."""
         recipe = recipe | {"effective_batch": self.batch_size}
         with self.accelerator.main_process_first():
-            self.open_folder(recipe)
-        checkpoint = newest_checkpoint(self.checkpoints)
+            self.folder.check(recipe, FREE - LENGTHS if self.args.schedule == "cosine" else FREE)
+            if self.main:
+                self.folder.open(recipe)
+        checkpoint = newest_checkpoint(self.folder.checkpoints)
         if checkpoint:
             state = load_checkpoint(checkpoint, self.tts, self.optimizers, self.ema, self.accelerator.scaler)
-            self.step = self.saved_step = self.window_start = state["step"]
-            self.spent = state["hours"]
-        if self.main:
-            self.open_progress(recipe)
+            self.step = self.saved_step = state["step"]
+            self.clock.spent = state["hours"]
+        if self.main and checkpoint:
+            self.folder.rewind(self.step)
+            print(f"continuing at step {self.step}, {self.clock.hours():.2f} h spent")
+        elif self.main:
+            self.folder.begin({"device": str(self.device), "args": recipe})
         if self.args.wandb:
             import wandb
 
@@ -463,112 +388,117 @@ class Training:
                 print(f"wandb: nobody is logged in; logging offline to {self.args.out}/wandb (wandb sync uploads it)")
             self.accelerator.init_trackers(self.args.wandb, {k: str(v) for k, v in recipe.items()}, {"wandb": options})
 
-    def open_folder(self, recipe: dict) -> None:
-        out = self.args.out
-        if (out / "args.json").exists():
-            old = json.loads((out / "args.json").read_text(encoding="utf-8"))
-            # A cosine is a function of the last step, so that one stays.
-            free = FREE - {"epochs", "max_steps"} if self.args.schedule == "cosine" else FREE
-            changed = differences({k: v for k, v in old.items() if k not in free}, {k: v for k, v in recipe.items() if k not in free})
-            if changed:
-                raise UserError(f"{out} was trained with another recipe ({changed}); give another --out, or the same options")
-        out.mkdir(parents=True, exist_ok=True)
-        if self.main:
-            self.lock = open(out / ".lock", "w")  # until this process ends, however it ends
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{out}: another train.py is at work in it; wait for it, or give another --out") from None
-            write_json(out / "args.json", recipe)
+    def next_rows(self) -> np.ndarray:
+        number = 1 + self.step // self.steps_per_epoch
+        if self.epoch is None or number != self.epoch.number:
+            self.epoch = self.train.epoch(number)
+            self.batches = iter(self.train.order(self.epoch, self.batch_size)[self.step % self.steps_per_epoch :])
+        return next(self.batches)
 
-    def open_progress(self, recipe: dict) -> None:
-        """A new progress.jsonl, or the old one without what was logged after the checkpoint: that will be logged again."""
-        if self.step == 0 and self.saved_step is None:
-            shutil.rmtree(self.args.out / "bundle", ignore_errors=True)
-            self.progress.unlink(missing_ok=True)
-            append_jsonl(self.progress, {"kind": "start", **provenance(), "device": str(self.accelerator.device), "args": recipe})
-            return
-        kept = [record for record in read_jsonl(self.progress) if record.get("step", 0) <= self.step]
-        with atomic_write(self.progress) as tmp:
-            tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-        print(f"continuing at step {self.step}, {self.spent:.2f} h spent")
+    def time_share(self) -> float:
+        """Of the limit of time; every process's is the main one's."""
+        share = torch.tensor([self.clock.share()], dtype=torch.float64, device=self.device)
+        several = self.accelerator.num_processes > 1 and self.args.max_hours
+        return (accelerate.utils.broadcast(share) if several else share).item() if self.args.max_hours else 0.0
+
+    def forward_backward(self, batch: Batch, noise: torch.Tensor, distill_weight: float) -> dict[str, torch.Tensor]:
+        losses = self.model(batch, noise, distill_weight)
+        # Gradients are averaged over processes; the batch's are their sum.
+        self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
+        return {name: value.detach() for name, value in losses.items()}
 
     def train_step(self) -> None:
-        args, epoch, rank = self.args, 1 + self.step // self.steps_per_epoch, self.accelerator.process_index
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.batches = iter(self.train.order(epoch, self.batch_size)[self.step % self.steps_per_epoch :])
-        batch = next(self.batches)
-        size = sum(self.train.rows[i]["num_frames"] for i in batch), len(batch)
+        args, rank = self.args, self.accelerator.process_index
+        rows, distil = self.next_rows(), distils(args.seed, self.step)
+        rate = learning_rate(args, self.step, self.last_step, self.time_share())
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = group["scale"] * learning_rate(args, self.step, self.last_step)
-        torch.manual_seed(int(np.random.default_rng([DROPOUT, args.seed, self.step, rank]).integers(2**63)))  # of the adapters' dropout
-        distill_weight = LSD.DISTILL_WEIGHT / DISTILL_SHARE if distils(args.seed, self.step) else 0.0
+            group["lr"] = group["scale"] * rate
+        if args.lora_dropout:
+            torch.manual_seed(int(np.random.default_rng([args.seed, self.step, rank]).integers(2**63)))
+        frames = int(self.train.frames[rows].sum())
+        noise = draw_noise(self.draws, NOISE, self.step, frames, distil, self.device)
+        weight = LSD.DISTILL_WEIGHT / DISTILL_SHARE if distil else 0.0
+        size, window = args.batch_size if self.bits else None, guide_window(self.step, args.guide_steps)
         for part in range(args.grad_accum):
-            # Every part takes each parts-th row; one that has none takes a row with no weight, to keep in step with the others.
-            indices = batch[part * self.accelerator.num_processes + rank :: self.parts]
-            rows = [self.train.row(i, epoch) for i in indices or batch[:1]]
-            last = part == args.grad_accum - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            mine = part * self.accelerator.num_processes + rank
+            host = self.train.batch(rows, self.epoch, mine, self.parts, size, self.bits, window)
+            with nullcontext() if part == args.grad_accum - 1 else self.accelerator.no_sync(self.model):
                 try:
-                    losses = {k: v if indices else 0 * v for k, v in self.model(rows, distill_weight, size, guide_window(self.step, args.guide_steps)).items()}
-                    # Gradients are averaged over processes; the batch's are their sum.
-                    self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
+                    losses = self.run(host.to(self.device), noise, weight)
                 except torch.cuda.OutOfMemoryError:
                     half = f"--batch-size {max(1, args.batch_size // 2)} --grad-accum {args.grad_accum * 2}"
                     raise UserError(f"out of GPU memory at step {self.step}; the same command with {half} continues with the same steps in half the memory") from None
-            for name, value in losses.items():
-                self.window.setdefault(name, []).append(value.detach())
-            lengths = [len(r.latents) + len(r.tokens) + len(r.prompt) for r in rows]
-            self.window_padding.append(1 - sum(lengths) / (max(lengths) * len(lengths)))
-        norm = self.accelerator.clip_grad_norm_(self.trainable, args.clip)
-        if not self.accelerator.scaler and not torch.isfinite(norm):  # a scaler skips such steps by itself
-            inputs = args.out / f"not_finite_step_{self.step:06d}.pt"
-            torch.save({"ids": [self.train.rows[i]["id"] for i in batch], "last_part": [vars(r) for r in rows], "losses": losses}, inputs)
-            raise UserError(f"gradient not finite at step {self.step} (its rows: {inputs}); start again with a lower --lr and another --out")
+            self.add(losses)
+            self.counts["positions"] += int((host.kind > 0).sum())
+            self.counts["places"] += host.kind.numel()
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, args.clip, foreach=True)
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
-        self.ema.update(self.tts, self.step)
+        self.run.zero_grad(self.trainable)
+        self.ema.update(self.step)
+        self.check_finite()
+        self.unchecked = NormCheck(norm, self.step, {"ids": [self.train.ids[i] for i in rows], "last_part": vars(host), "losses": losses})
+        if self.device.type == "cpu":
+            self.check_finite()
         self.step += 1
-        self.window_frames += size[0]
-        self.window.setdefault("grad_norm", []).append(norm.detach())
+        self.add({"grad_norm": norm.detach()})
+        self.counts["steps"] += 1
+        self.counts["distilled"] += distil
+        self.counts["frames"] += frames
+        self.counts["seconds"] += self.pace.step()
+
+    def check_finite(self) -> None:
+        """Of the step before on a GPU, which is done by now, so that nothing waits. Raises UserError."""
+        check, self.unchecked = self.unchecked, None
+        if check is None or self.accelerator.scaler or check.is_finite():  # a scaler skips such steps by itself
+            return
+        inputs = self.args.out / f"not_finite_step_{check.step:06d}.pt"
+        torch.save({name: value for name, value in check.inputs.items()}, inputs)
+        raise UserError(f"gradient not finite at step {check.step} (its rows: {inputs}); start again with a lower --lr and another --out")
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.window[name] = self.window.get(name, 0.0) + value
 
     def log(self) -> None:
         """One line for the steps since the last one."""
-        args, now = self.args, time.monotonic()
-        seconds, steps = now - self.window_clock, self.step - self.window_start
+        count = self.counts
         # The parts of a batch add up to its losses. The distillation's are those of the steps that have it.
-        sums = {k: self.accelerator.reduce(torch.stack(v).sum(), "sum" if k != "grad_norm" else "mean").item() for k, v in self.window.items()}
-        counts = {k: len(v) // args.grad_accum if k != "grad_norm" else steps for k, v in self.window.items()}
+        sums = {k: self.accelerator.reduce(v, "mean" if k == "grad_norm" else "sum").item() for k, v in self.window.items()}
         if self.main:
-            record = {"kind": "train", "step": self.step, "hours": round(self.hours(), 4), "lr": self.optimizers[0].param_groups[0]["lr"]}
-            record |= {k: float(f"{total / counts[k]:.7g}") for k, total in sums.items()} | {
-                "frames_per_sec": round(self.window_frames / seconds, 1),
-                "step_sec": round(seconds / steps, 4),
-            }
-            record |= {"padding": round(float(np.mean(self.window_padding)), 4), "memory_gib": round(memory_gib(), 2)}
-            append_jsonl(self.progress, record)
+            means = {k: total / count["distilled" if k.startswith("distill") else "steps"] for k, total in sums.items()}
+            record = {"kind": "train", "step": self.step, "hours": round(self.clock.hours(), 4)}
+            record |= {"lr": self.optimizers[0].param_groups[0]["lr"]} | {k: float(f"{v:.7g}") for k, v in means.items()}
+            record |= {"frames_per_sec": round(count["frames"] / count["seconds"], 1), "step_sec": round(count["seconds"] / count["steps"], 4)}
+            record |= {"padding": round(1 - count["positions"] / count["places"], 4), "memory_gib": round(memory_gib(), 2)}
+            append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
-            left = (self.last_step - self.step) * seconds / steps / 3600
-            left = min(left, max(0.0, args.max_hours - self.hours())) if args.max_hours else left
             shown = " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib"))
-            print(f"step {self.step}/{self.last_step} {shown} left {left * 60:.1f} min", flush=True)
-        self.window, self.window_frames, self.window_padding, self.window_start, self.window_clock = {}, 0, [], self.step, now
+            print(f"step {self.step}/{self.last_step} {shown} left {60 * self.hours_left():.1f} min", flush=True)
+        self.window, self.counts = {}, dict.fromkeys(self.counts, 0)
+
+    def hours_left(self) -> float:
+        """Until the last step or the limit of time: steps at their mean, evaluations and samples as long as the slowest one."""
+        every = min((n for n in (self.args.eval_every, self.args.sample_every, self.steps_per_epoch) if n), default=self.last_step)
+        stops = -(-self.last_step // every) - self.step // every
+        by_steps = (self.last_step - self.step) * self.pace.mean() / 3600 + stops * self.clock.closing
+        return min(by_steps, max(0.0, self.args.max_hours - self.clock.hours())) if self.args.max_hours else by_steps
 
     def save(self) -> None:
         if self.saved_step != self.step:
-            save_checkpoint(self.checkpoints, self.step, self.tts, self.optimizers, self.ema, self.accelerator.scaler, {"hours": self.hours()})
+            state = {"hours": self.clock.hours()}
+            save_checkpoint(self.folder.checkpoints, self.step, self.tts, self.optimizers, self.ema, self.accelerator.scaler, state)
             self.saved_step = self.step
 
     def evaluate(self) -> None:
         """Score the averaged weights on the held-out split, once a step; redraw loss.png."""
-        progress = read_jsonl(self.progress)
+        progress = read_jsonl(self.folder.progress)
         scores = [(r["valid_flow_error"], r["step"]) for r in progress if r["kind"] == "eval"]
         if not any(step == self.step for _, step in scores):
-            record = {"kind": "eval", "step": self.step, "hours": round(self.hours(), 4)}
-            record |= evaluate(self.tts, self.ema, self.valid, self.args.batch_size)
-            append_jsonl(self.progress, record)
+            record = {"kind": "eval", "step": self.step, "hours": round(self.clock.hours(), 4)}
+            record |= evaluate(self.tts, self.ema, self.valid, self.args.batch_size, self.device, self.bits)
+            append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
             print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
             plot_loss(self.args.out / "loss.png", [*progress, record])
@@ -579,7 +509,8 @@ class Training:
 
     def save_and_watch(self) -> None:
         """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others wait."""
-        args, start = self.args, self.hours()
+        args, start = self.args, self.clock.hours()
+        self.check_finite()
         if self.main:
             self.save()
             if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
@@ -588,16 +519,21 @@ class Training:
             due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init == "base")
             if due and not sample.with_name(sample.name + "_0.wav").exists():
                 speak_samples(sample, self.config, self.averaged(self.ema.shadow), self.mimi, self.cache)
-            best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
-            prune(self.checkpoints, args.keep, best[0] if best else None)
+            best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
+            prune(self.folder.checkpoints, args.keep, best[0] if best else None)
         self.accelerator.wait_for_everyone()
-        self.closing = max(self.closing, self.hours() - start)
+        took = self.clock.hours() - start
+        self.clock.closing = max(self.clock.closing, took)
+        self.pace.pause(3600 * took)
 
     def averaged(self, shadow: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Averaged weights -> flow_lm.* tensors as a release has them, adapters merged."""
-        model = copy.deepcopy(self.tts).cpu()
-        model.load_state_dict(shadow)
-        return {f"flow_lm.{k}": v for k, v in merged(model.flow_lm).items()}
+        own = {name.removeprefix("flow_lm."): value.cpu() for name, value in shadow.items() if name.startswith("flow_lm.")}
+        if any(".lora_" in name for name in own):
+            model = copy.deepcopy(self.tts.flow_lm).cpu()
+            model.load_state_dict(own)
+            own = merged(model)
+        return {f"flow_lm.{name}": value for name, value in own.items()}
 
     def close(self) -> None:
         """End the trackers and the process group. The wrapped model goes first: freed together with it, the group waits for Gloo's
@@ -608,9 +544,9 @@ class Training:
 
     def export(self) -> None:
         """bundle/ from the checkpoint with the lowest held-out flow error; from the last one if none was evaluated."""
-        bundle = self.args.out / "bundle"
-        best = best_checkpoint(self.checkpoints, read_jsonl(self.progress))
-        path, score = best or (newest_checkpoint(self.checkpoints), None)
+        bundle = self.folder.bundle
+        best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
+        path, score = best or (newest_checkpoint(self.folder.checkpoints), None)
         if bundle.exists() and json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"] == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
             return
@@ -624,7 +560,7 @@ class Training:
             "corpus": self.cache.info["options"]["corpus"],
             "tune": self.args.tune,
             "hours": self.cache.info["hours"]["train"],
-            "max_tokens": self.longest,
+            "max_tokens": int(self.train.num_tokens().max()),
             "slowest_sec_per_token": round(self.train.slowest(), 4),
             "substitute": self.cache.info["options"].get("substitute"),
             "phonemes": self.cache.info["options"].get("phonemes"),
@@ -658,7 +594,7 @@ def main() -> None:
         print_parts(training.tts.flow_lm)
         limit = f"step {training.last_step}" + (f" or {args.max_hours} h" if args.max_hours else "")
         print(f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch of {training.batch_size} each, to {limit}; ", end="")
-        print(f"{training.accelerator.num_processes} x {training.accelerator.device}, precision {args.precision}", flush=True)
+        print(f"{training.accelerator.num_processes} x {training.device}, precision {args.precision}, {training.run.name}", flush=True)
 
     # 3. Train. Processes agree on when to stop: a signal or the clock of one of them ends the run for all.
     stop = StopSignal()
@@ -683,7 +619,7 @@ def main() -> None:
         print(f"stopped at step {training.step}; the same command continues")
         raise SystemExit(128 + stop.received)
     # All of --max-hours is spent, what it left for closing too: the same command again has nothing to do.
-    update_hours(training.checkpoints, max(training.hours(), args.max_hours or 0.0) if training.step < training.last_step else training.hours())
+    update_hours(training.folder.checkpoints, max(training.clock.hours(), args.max_hours or 0.0) if training.step < training.last_step else training.clock.hours())
     training.export()
 
 

@@ -26,9 +26,9 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pocket_arabic.audio import read_audio, write_wav  # noqa: E402
+from pocket_arabic.base import arabic_config, build_flow_lm, decode_latents, load_config, load_mimi, load_weights, tts_model  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle, sha256  # noqa: E402
-from pocket_arabic.model import arabic_config, build_flow_lm, decode_latents, load_config, load_mimi, load_weights, tts_model  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, speak, voice_state  # noqa: E402
 

@@ -38,9 +38,9 @@ from hub import random_release, release_config  # noqa: E402
 
 from pocket_arabic import text as arabic  # noqa: E402
 from pocket_arabic.audio import write_wav  # noqa: E402
+from pocket_arabic.base import arabic_config, build_flow_lm  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import export_bundle, find_bundle  # noqa: E402
-from pocket_arabic.model import arabic_config, build_flow_lm  # noqa: E402
 from pocket_arabic.run import command, provenance, write_json  # noqa: E402
 from pocket_arabic.speech import EosWatch, join, load_bundle, pause_after, speak, split_text, voice_state  # noqa: E402
 

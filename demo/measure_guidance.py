@@ -24,9 +24,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pocket_arabic.audio import read_audio, write_wav  # noqa: E402
+from pocket_arabic.base import decode_latents  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
-from pocket_arabic.model import decode_latents  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
 from pocket_arabic.speech import load_bundle  # noqa: E402
 

@@ -17,7 +17,7 @@ from pocket_tts.utils.config import Config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pocket_arabic.model import beside
+from pocket_arabic.base import beside
 from pocket_arabic.run import UserError, atomic_write, write_json
 
 
@@ -26,13 +26,13 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.values = module.state_dict(keep_vars=True)  # the module's own tensors: what changes there is seen here
+        self.shadow = {k: v.detach().clone() for k, v in self.values.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            self.shadow[name].lerp_(value, 1 - decay)
+        torch._foreach_lerp_([self.shadow[name] for name in self.values], list(self.values.values()), 1 - decay)
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:

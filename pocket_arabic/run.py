@@ -1,12 +1,15 @@
 """Running a script: user errors, atomic files, threads, provenance, JSON lines."""
 
 import errno
+import fcntl
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -107,3 +110,84 @@ class StopSignal:
     def _note(self, number: int, _frame: object) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+
+
+# --- a run of train.py ------------------------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """runs/NAME: its lock, recipe (args.json), progress.jsonl, and where checkpoints, samples and the bundle go."""
+
+    def __init__(self, path: Path):
+        self.path, self.progress, self.checkpoints, self.bundle = path, path / "progress.jsonl", path / "checkpoints", path / "bundle"
+
+    def check(self, recipe: dict, free: set[str]) -> None:
+        """Raises UserError if a run with another recipe is here; options in `free` may differ."""
+        file = self.path / "args.json"
+        if file.exists():
+            old = json.loads(file.read_text(encoding="utf-8"))
+            changed = differences(*({k: v for k, v in options.items() if k not in free} for options in (old, recipe)))
+            if changed:
+                raise UserError(f"{self.path} was trained with another recipe ({changed}); give another --out, or the same options")
+
+    def open(self, recipe: dict) -> None:
+        """Take the folder for this process, until it ends, however it ends. Raises UserError if another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another train.py is at work in it; wait for it, or give another --out") from None
+        write_json(self.path / "args.json", recipe)
+
+    def begin(self, record: dict) -> None:
+        """A new progress.jsonl with its first record, and no bundle of an earlier run."""
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        self.progress.unlink(missing_ok=True)
+        append_jsonl(self.progress, {"kind": "start", **provenance(), **record})
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after the checkpoint of `step`: it will be logged again."""
+        kept = [record for record in read_jsonl(self.progress) if record.get("step", 0) <= step]
+        with atomic_write(self.progress) as tmp:
+            tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+
+
+class Clock:
+    """Hours of a run over all its continuations, and how much of its limit is spent."""
+
+    def __init__(self, limit: float | None):
+        self.limit, self.spent, self.start = limit, 0.0, time.monotonic()
+        self.closing = 0.0  # hours that the slowest save, evaluation and samples took: what the end will take
+
+    def hours(self) -> float:
+        return self.spent + (time.monotonic() - self.start) / 3600
+
+    def share(self) -> float:
+        """Of the time there is for training, what is spent: 0 to 1; 0 without a limit."""
+        return min(1.0, self.hours() / max(1e-9, self.limit - self.closing)) if self.limit else 0.0
+
+
+class Pace:
+    """Seconds of a training step, what else a run does left out, and its mean since this process has warmed up."""
+
+    WARM_UP = 4  # steps that count nothing: they compile, record, or fill caches
+
+    def __init__(self) -> None:
+        self.since, self.steps, self.counted, self.total = time.monotonic(), 0, 0, 0.0
+
+    def pause(self, seconds: float) -> None:
+        """What took so long since the last step was none."""
+        self.since += seconds
+
+    def step(self) -> float:
+        """Note a step; its seconds."""
+        now = time.monotonic()
+        seconds, self.since = now - self.since, now
+        self.steps += 1
+        if self.steps > self.WARM_UP:
+            self.counted, self.total = self.counted + 1, self.total + seconds
+        return seconds
+
+    def mean(self) -> float:
+        return self.total / self.counted if self.counted else 0.0

@@ -16,7 +16,7 @@ from pocket_tts import TTSModel
 from pocket_tts.modules.text_conditioner import Tokenizer
 
 from pocket_arabic.audio import AudioError, read_audio, speech_bounds
-from pocket_arabic.model import build_flow_lm, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
 
 SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
 HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training

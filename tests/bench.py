@@ -29,10 +29,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from hub import random_release, release_config  # noqa: E402
 
 import data_prep  # noqa: E402
-from pocket_arabic.audio import read_audio, resample  # noqa: E402
-from pocket_arabic.cache import CacheWriter  # noqa: E402
+from pocket_arabic.audio import read_audio, resample, trimmed  # noqa: E402
+from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights  # noqa: E402
+from pocket_arabic.cache import Cache, CacheWriter  # noqa: E402
 from pocket_arabic.corpus import open_corpus  # noqa: E402
-from pocket_arabic.model import build_flow_lm, load_mimi, load_tokenizer, load_weights  # noqa: E402
+from pocket_arabic.rows import Latents  # noqa: E402
 from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
 
 
@@ -95,15 +96,47 @@ def bench_data(mimi, tokenizer, folder: Path, rounds: int) -> dict:
     }
 
 
-# A step of train.py as it is, or with batches of random rows instead of rows of like length.
+class LiveLatents(Latents):
+    """Latents encoded from the corpus's audio files at each use, as data_prep did: what training costs without a cache."""
+
+    def __init__(self, file: Path, device: torch.device):
+        super().__init__(file, device, limit=0)
+        cache = Cache(file.parent)
+        self.options = cache.info["options"]
+        config = load_config(self.options["base"])
+        self.mimi = load_mimi(config, load_weights(config)).to(device)
+        self.source = {row["first_frame"]: Path(row["source"]) for row in cache.rows}
+        self.first = np.array(sorted(self.source))
+
+    @torch.no_grad()
+    def read(self, first: np.ndarray, count: np.ndarray) -> np.ndarray:
+        parts = [np.zeros((0, self.width), np.float32)]
+        for start, number in zip(first.tolist(), count.tolist()):
+            begin = int(self.first[np.searchsorted(self.first, start, "right") - 1])
+            samples = read_audio(self.source[begin], self.mimi.sample_rate)
+            samples = torch.from_numpy(trimmed(samples, self.mimi.sample_rate, self.options)[0])
+            if number:
+                latents = self.mimi.encode_to_latent(samples.to(self.device)[None, None])[0].cpu().numpy()
+                parts.append(latents[start - begin : start - begin + number])
+        return np.concatenate(parts)
+
+
+# A step of train.py as it is, with batches of random rows instead of rows of like length, or with audio encoded again at each use.
 STEP = "import train; train.main()"
 SHUFFLED = f"""
 import numpy as np, train
 def order(self, epoch, size):
-    indices = np.random.default_rng([self.args.seed, epoch]).permutation(len(self.rows)).tolist()
-    return [indices[b : b + size] for b in range(0, len(indices), size)]
-train.Rows.order = order
+    shuffled = np.random.default_rng([self.draws.seed, epoch.number]).permutation(len(self))
+    return [shuffled[b : b + size] for b in range(0, len(shuffled), size)]
+train.Utterances.order = order
 {STEP}"""
+LIVE = f"""
+import sys, train
+sys.path.append("tests")
+from bench import LiveLatents
+train.Latents = LiveLatents
+{STEP}"""
+CODE = {"full, on the fly": LIVE, "full, shuffled": SHUFFLED}
 
 
 def train_speed(base: Path, data: Path, out: Path, steps: int, *flags: str, code: str = STEP) -> dict:
@@ -128,11 +161,11 @@ def train_speed(base: Path, data: Path, out: Path, steps: int, *flags: str, code
 
 def bench_train(base: Path, data: Path, out: Path, batch: int, steps: int, rounds: int, tunes: tuple[str, ...]) -> dict:
     """Ways of training against the plain one (full, cached, batches of like length), in turns."""
-    ways: dict[str, tuple] = {"full": ()} | {t: ("--tune", t) for t in tunes} | {"full, on the fly": ("--on-the-fly",), "full, shuffled": ()}
+    ways: dict[str, tuple] = {"full": ()} | {t: ("--tune", t) for t in tunes} | {name: () for name in CODE}
     runs: dict[str, list[dict]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, flags in ways.items():
-            runs[name].append(train_speed(base, data, out, steps, "--batch-size", str(batch), *flags, code=SHUFFLED if "shuffled" in name else STEP))
+            runs[name].append(train_speed(base, data, out, steps, "--batch-size", str(batch), *flags, code=CODE.get(name, STEP)))
     best = {name: max(found, key=lambda r: r["frames_per_sec"]) for name, found in runs.items()}
     for name, row in best.items():
         row["speed_to_full"] = row["frames_per_sec"] / best["full"]["frames_per_sec"]

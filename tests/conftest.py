@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pocket_arabic.model import build_flow_lm, build_mimi, load_config  # noqa: E402
+from pocket_arabic.base import build_flow_lm, build_mimi, load_config  # noqa: E402
 
 torch.set_num_threads(1)
 

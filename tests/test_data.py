@@ -21,9 +21,9 @@ from hub import Hub, Repository, clartts_lookalike, random_release
 
 from data_prep import batches, encode
 from pocket_arabic.audio import clipped_share, load_audio, read_audio, speech_bounds
+from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights
 from pocket_arabic.cache import Cache, CacheWriter
 from pocket_arabic.corpus import assign_splits, open_corpus
-from pocket_arabic.model import build_flow_lm, load_config, load_mimi, load_weights
 from pocket_arabic.run import UserError, read_jsonl
 
 CLARTTS = "datasets/MBZUAI/ClArTTS"

@@ -21,8 +21,8 @@ from pocket_tts.models.text_chunking import prepare_text_prompt
 import generate_sample
 from pocket_arabic import speech
 from pocket_arabic import text as arabic
+from pocket_arabic.base import arabic_config, load_config, load_tokenizer
 from pocket_arabic.checkpoint import seal
-from pocket_arabic.model import arabic_config, load_config, load_tokenizer
 from pocket_arabic.run import command
 from pocket_arabic.speech import EosWatch, Spoken, join, pause_after, speak, split_text
 

@@ -4,31 +4,30 @@ import copy
 import math
 import unicodedata
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from pocket_tts.models.text_chunking import split_into_best_sentences
+from pocket_tts.modules.text_conditioner import JsonTokenizer
 from safetensors.torch import load_file
 
-from pocket_arabic.model import (
-    LSD,
-    TrainableTTS,
+from pocket_arabic.base import (
     audit,
-    draw_prefix,
-    draw_row,
-    draw_text,
     encoder_hash,
     fresh_tokenizer,
-    guided_mask,
     load_config,
     load_mimi,
     load_tokenizer,
     load_weights,
     pieces,
-    token_durations,
     use_tokenizer,
 )
+from pocket_arabic.model import LSD, TrainableTTS, guided_mask
+from pocket_arabic.rows import NOISE, Batch, Draws, Latents, Utterances, draw_noise, draw_text, encode_all, token_durations
 from pocket_arabic.run import UserError
 from pocket_arabic.text import FROM_MODEL, deromanise
 
@@ -111,53 +110,91 @@ def test_times_follow_the_logit_normal():
     assert (pair[:, 0] <= pair[:, 1]).all()
 
 
-def make_row(seed: int, frames: int, tokens: int, text_dropout: float = 0.0, voice_dropout: float = 0.0):
-    rng = np.random.default_rng(seed)
-    latents, prompt = rng.standard_normal((frames, 32), dtype=np.float32), rng.standard_normal((60, 32), dtype=np.float32)
-    draws = np.random.default_rng([seed, 1])
-    prefix = draw_prefix(draws, list(rng.integers(2, 90, tokens)), prompt, 12.5, text_dropout, voice_dropout)
-    return draw_row(draws, latents, *prefix, (2, 2))
+CPU = torch.device("cpu")
+
+
+def make_rows(lengths: list[tuple[int, int]], draws: Draws = Draws(), guided: bool = False, prompts: tuple[int, int] = (20, 60)) -> Utterances:  # noqa: B008
+    """Utterances of (frames, tokens) of one speaker with random latents and texts of a token a letter and one before the word; in train as many more
+    to be prompted with."""
+    rng = np.random.default_rng(0)
+    manifest, first = [], 0
+    everyone = [("valid", *length) for length in lengths] + [("train", int(rng.integers(*prompts)), 5) for _ in lengths]
+    for number, (split, frames, tokens) in enumerate(everyone):
+        text = "".join(rng.choice(list("AbtvjHxd*rzs$SDTZEgfqklmnhwyauio~"), tokens - 1))
+        row = {"id": str(number), "split": split, "speaker": "one", "text_model": text, "num_frames": frames, "first_frame": first}
+        manifest.append(row | {"speech_end_sec": frames / 12.5})
+        first += frames
+    latents = object.__new__(Latents)
+    latents.table, latents.width = torch.from_numpy(rng.standard_normal((first, 32), dtype=np.float32)), 32
+    split = lambda name: [row for row in manifest if row["split"] == name]  # noqa: E731
+    cache = SimpleNamespace(split=split, info={"options": {"head_sec": 0.0, "trim": True}}, folder=None)
+    tokenizer = JsonTokenizer(96, str(ROOT / "demo" / "tokenizer.json"))
+    return Utterances(cache, "valid", tokenizer, 12.5, draws, latents, guided=guided)
+
+
+def whole_batch(utterances: Utterances, number: int = 1, **options) -> tuple[Batch, torch.Tensor]:
+    """All of them as one batch of epoch `number`, and its noise."""
+    batch = utterances.batch(np.arange(len(utterances)), utterances.epoch(number), **options)
+    return batch, draw_noise(utterances.draws, NOISE, 0, int(utterances.frames.sum()), True, CPU)
+
+
+TWO = Draws(per_frame=2, distill_per_frame=2)
 
 
 def test_padded_batch_equals_single_rows(flow_lm):
-    """Every row of a ragged batch, with and without text and voice, gives what it gives alone."""
-    model = TrainableTTS(flow_lm)
-    rows = [make_row(0, 9, 5), make_row(1, 31, 20), make_row(2, 17, 3, text_dropout=1.0), make_row(3, 12, 8, voice_dropout=1.0)]
-    assert len(rows[2].tokens) == 0 and len(rows[3].prompt) == 0
-    for together, row in zip(model.backbone(rows), rows):
-        torch.testing.assert_close(together, model.backbone([row])[0], rtol=1e-5, atol=1e-5)
-    frames = sum(len(r.latents) for r in rows)
-    batch, singles = model(rows, 0.25), [model([r], 0.25) for r in rows]
-    for name in ("diagonal", "distillation", "flow_error"):
-        mean = sum(s[name] * len(r.latents) for s, r in zip(singles, rows)) / frames
-        torch.testing.assert_close(batch[name], mean, rtol=1e-5, atol=1e-5)
-    eos = sum(s["eos"] * (len(r.latents) + 1) for s, r in zip(singles, rows)) / (frames + len(rows))
-    torch.testing.assert_close(batch["eos"], eos, rtol=1e-5, atol=1e-6)
+    """Every row of a ragged batch, with and without text and voice, gives what it gives alone, and the parts of a batch add up to
+    it: uneven ones, one that has no row, and one rounded up with empty rows and frames, as on a GPU."""
+    rows = make_rows([(9, 5), (31, 20), (17, 3), (12, 8)], replace(TWO, text_dropout=0.5, voice_dropout=0.5, seed=17))
+    model, epoch, every = TrainableTTS(flow_lm, TWO), rows.epoch(1), np.arange(4)
+    assert not epoch.keep_text.all() and epoch.keep_text.any() and (epoch.prompt_frames == 0).any() and epoch.prompt_frames.any()
+    batch, noise = whole_batch(rows)
+    expected = model(batch, noise, 0.25)
+    z = model.backbone(batch).flatten(0, 1)[batch.target[:, 0]].split(rows.frames.tolist())
+    for row in every:
+        alone = rows.batch(every, epoch, row, 4)
+        single = model.backbone(alone).flatten(0, 1)[alone.target[:, 0]]
+        torch.testing.assert_close(single, z[row], rtol=1e-5, atol=1e-5)
+    for parts, options in ((4, {}), (3, {}), (5, {}), (1, {"size": 6, "bits": 4}), (2, {"size": 3, "bits": 3})):
+        found = [model(rows.batch(every, epoch, part, parts, **options), noise, 0.25) for part in range(parts)]
+        for name, value in expected.items():
+            torch.testing.assert_close(sum(f[name] for f in found), value, rtol=1e-5, atol=1e-5)
+
+
+def test_latents_beyond_the_limit_are_read_from_the_file(flow_lm, tmp_path):
+    """A corpus too large for the device: the same batch, its frames read for it."""
+    rows = make_rows([(9, 5), (31, 20), (17, 3)], TWO)
+    batch, noise = whole_batch(rows)
+    np.save(tmp_path / "latents.npy", rows.latents.table.numpy())
+    model, expected = TrainableTTS(flow_lm, TWO), TrainableTTS(flow_lm, TWO)(batch, noise, 0.25)
+    for limit, options in ((0, {}), (0, {"bits": 4, "size": 4}), (10**9, {})):
+        rows.latents = Latents(tmp_path / "latents.npy", CPU, limit)
+        assert (rows.latents.table is None) == (limit == 0)
+        torch.testing.assert_close(model(whole_batch(rows, **options)[0], noise, 0.25)["loss"], expected["loss"], rtol=1e-5, atol=1e-6)
 
 
 def test_every_row_has_its_eos_target(flow_lm):
     """Upstream labels the first invalid position, and the longest row of a batch has none: it never learns to end.
     Here each row has one position more than frames; a bias that says "end" only there must pay on all others."""
-    model = TrainableTTS(flow_lm)
+    model = TrainableTTS(flow_lm, TWO)
     with torch.no_grad():
         flow_lm.out_eos.weight.zero_()
         flow_lm.out_eos.bias.fill_(2.0)
-    rows = [make_row(0, 9, 5), make_row(1, 31, 20)]
     expected = (2 * math.log1p(math.exp(-2.0)) + 40 * math.log1p(math.exp(2.0))) / 42
-    assert model(rows, 0.0)["eos"].item() == pytest.approx(expected, rel=1e-5)
+    for options in ({}, {"size": 5, "bits": 4}):
+        assert model(*whole_batch(make_rows([(9, 5), (31, 20)], TWO), **options), 0.0)["eos"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_positions_are_those_of_inference(flow_lm):
     """The stateless training row equals the wheel's streaming path: prompt, then text, then frames one by one."""
+    from pocket_tts.models.tts_model import stamp_state_names
     from pocket_tts.modules.stateful_module import increment_steps, init_states
 
-    from pocket_arabic.model import stamp_state_names
-
-    model, row = TrainableTTS(flow_lm), make_row(4, 6, 7)
+    rows = make_rows([(6, 7)])
+    batch, epoch = whole_batch(rows)[0], rows.epoch(1)
     holder = torch.nn.Module()
     holder.flow_lm, holder.mimi = flow_lm, torch.nn.Module()
     stamp_state_names(holder)
-    expected = model.backbone([row])[0]
+    expected = TrainableTTS(flow_lm).backbone(batch)[0][-7:]
     state = init_states(flow_lm, 1, 200)
 
     def step(embedded: torch.Tensor) -> torch.Tensor:
@@ -165,23 +202,43 @@ def test_training_positions_are_those_of_inference(flow_lm):
         increment_steps(flow_lm, state, embedded.shape[1])
         return out[0, -1]
 
+    def frames(first: int, number: int) -> torch.Tensor:
+        return rows.latents.table[first : first + number]
+
+    prompt, latents = frames(epoch.prompt_first[0], epoch.prompt_frames[0]), frames(rows.first[0], 6)
+    assert len(prompt) >= 20
     with torch.no_grad():
-        step(torch.cat([flow_lm.bos_before_voice, (row.prompt @ flow_lm.speaker_proj_weight.T)[None]], 1))
-        step(flow_lm.conditioner(row.tokens[None]))
-        for i, latent in enumerate([flow_lm.bos_emb, *((row.latents - flow_lm.emb_mean) / flow_lm.emb_std)]):
+        step(torch.cat([flow_lm.bos_before_voice, (prompt @ flow_lm.speaker_proj_weight.T)[None]], 1))
+        step(flow_lm.conditioner(torch.from_numpy(rows.tokens)[None]))
+        for i, latent in enumerate([flow_lm.bos_emb, *((latents - flow_lm.emb_mean) / flow_lm.emb_std)]):
             torch.testing.assert_close(step(flow_lm.input_linear(latent)[None, None]), expected[i], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_pure_functions_of_their_seed():
-    a, b, c = make_row(7, 20, 5), make_row(7, 20, 5), make_row(8, 20, 5)
-    assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("noise", "time_logits", "distill_noise", "prompt", "tokens"))
-    assert not torch.equal(a.noise, c.noise)
+    draws = Draws(text_dropout=0.3, voice_dropout=0.3, mark_dropout=0.5, nfc_share=0.5)
+    a, b, other = (make_rows([(9, 5), (31, 20), (17, 3), (12, 8)] * 4, replace(draws, seed=seed)) for seed in (0, 0, 1))
+    batch = whole_batch(a)[0]
+    assert all(torch.equal(v, whole_batch(b)[0].tensors()[n]) for n, v in batch.tensors().items())
+    assert batch.shapes() != whole_batch(other)[0].shapes() and batch.shapes() != whole_batch(a, 2)[0].shapes()
+    noise = [draw_noise(d, NOISE, step, 20, distil, CPU) for d, step, distil in ((draws, 5, True), (draws, 5, True), (draws, 6, True), (other.draws, 5, True))]
+    assert torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[3])
 
 
-def test_dropout_shares():
-    rows = [make_row(i, 4, 3, 0.2, 0.5) for i in range(600)]
-    assert abs(np.mean([len(r.tokens) == 0 for r in rows]) - 0.2) < 0.05
-    assert abs(np.mean([len(r.prompt) == 0 for r in rows]) - 0.5) < 0.07
+def test_shares_and_prompts_of_an_epoch():
+    """Text and voice go as often as asked; prompts are another utterance's own frames, 2.5 to 10 s, three in ten cropped; never
+    the target's, whichever place it has among its speaker's."""
+    rows = make_rows([(9, 5)] * 2000, Draws(text_dropout=0.2, voice_dropout=0.5), prompts=(40, 200))
+    epoch = rows.epoch(1)
+    assert abs(epoch.keep_text.mean() - 0.8) < 0.03 and abs((epoch.prompt_frames > 0).mean() - 0.5) < 0.03
+    plain = rows.epoch(0)
+    assert plain.keep_text.all() and (plain.prompt_frames >= 31).all() and (plain.prompt_frames <= 125).all()
+    source = np.searchsorted(rows.pool_first, plain.prompt_first, "right") - 1
+    whole = rows.pool_frames[source]
+    assert (plain.prompt_first + plain.prompt_frames <= rows.pool_first[source] + whole).all()
+    assert abs((plain.prompt_frames < whole).mean() - 0.3) < 0.04
+    rows.own = np.arange(len(rows)) % len(rows.pool_first)  # as if they were the training utterances
+    source = np.searchsorted(rows.pool_first, rows.epoch(0).prompt_first, "right") - 1
+    assert (source != rows.own).all() and len(set(source)) > 1000 and {source.min(), source.max()} == {0, 1999}
 
 
 def test_zero_encoder_is_refused(tiny_base):
@@ -204,13 +261,15 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
     """In float64, along random directions through all parameters at once: rows with and without text and voice, the
     guided mask, the head, EOS, both terms. The distillation target's network is held still, as the objective wants it."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the wheel turns positions in fp32, always
-    model = TrainableTTS(flow_lm).double()
+    model = TrainableTTS(flow_lm, TWO).double()
     torch.nn.init.normal_(model.lsd.weighting[-1].weight, std=0.3)
-    rows = [make_row(0, 9, 5), make_row(1, 14, 20), make_row(2, 7, 3, text_dropout=1.0), make_row(3, 12, 8, voice_dropout=1.0)]
-    rows = [replace(r, **{k: v.double() for k, v in vars(r).items() if v.is_floating_point()}) for r in rows]
-    rows[0].token_times = torch.stack([torch.arange(5) * 1.8, torch.arange(5) * 1.8 + 1.8], 1).double()
+    rows = make_rows([(9, 5), (14, 8), (11, 3)], replace(TWO, text_dropout=0.4, voice_dropout=0.4, seed=19), guided=True)
+    assert set(rows.epoch(1).keep_text) == {True, False} and set(rows.epoch(1).prompt_frames > 0) == {True, False}
+    batch, noise = whole_batch(rows, window=3.0)
+    doubled = {name: t.double() for name, t in batch.tensors().items() if t.is_floating_point()}
+    batch, noise = replace(batch, **doubled), noise.double()
     start = copy.deepcopy(model).requires_grad_(False)
-    still = torch.cat([z[:-1] for z in start.backbone(rows, 3.0)]).repeat(2, 1)
+    still = start.backbone(batch).flatten(0, 1)[batch.target[:, 0]].repeat(2, 1)
 
     def distillation(head, z, x, e, s, t):
         """As LSD's, but with the target's network and condition where the differences start from, and without autograd."""
@@ -219,7 +278,7 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
         error = (u + (t - s) * du_dt - start.flow_lm.flow_net(still, t, t, x_s + (t - s) * u)).square().sum(-1)
         return model.lsd.weighted(error, s, t, x.shape[-1]), error
 
-    model(rows, 1.0, window=3.0)["loss"].backward()
+    model(batch, noise, 1.0)["loss"].backward()
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradient = [p.grad.clone() for p in parameters]
     model.lsd.distillation = distillation
@@ -231,7 +290,7 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
             for step in (1e-5, -2e-5):
                 for p, d in zip(parameters, direction):
                     p += step * d
-                losses.append(model(rows, 1.0, window=3.0)["loss"])
+                losses.append(model(batch, noise, 1.0)["loss"])
             for p, d in zip(parameters, direction):
                 p += 1e-5 * d
         slope = (losses[0] - losses[1]) / 2e-5
@@ -239,10 +298,10 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
 
 
 def test_bf16_loss_is_the_fp32_loss_within_two_percent(flow_lm):
-    model, rows = TrainableTTS(flow_lm), [make_row(i, 20 + 3 * i, 9) for i in range(8)]
-    exact = model(rows, LSD.DISTILL_WEIGHT)
+    model, (batch, noise) = TrainableTTS(flow_lm, TWO), whole_batch(make_rows([(20 + 3 * i, 9) for i in range(8)], TWO))
+    exact = model(batch, noise, LSD.DISTILL_WEIGHT)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(rows, LSD.DISTILL_WEIGHT)
+        rounded = model(batch, noise, LSD.DISTILL_WEIGHT)
     for name in ("diagonal", "flow_error", "distillation", "distill_error", "eos", "loss"):
         assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.02), name
 
@@ -265,37 +324,45 @@ def test_fresh_tokenizer_means_a_fresh_embedding(tiny_base, tmp_path):
     assert len(chunks) > 2  # stock tools still find the ends of sentences and clauses
 
 
+def test_all_texts_are_encoded_as_each_is():
+    tokenizer = JsonTokenizer(96, str(ROOT / "demo" / "tokenizer.json"))
+    texts = ["halo >anota bixayorK?", "", "qaAla: naEamo."]
+    ids, starts = encode_all(tokenizer, texts)
+    assert [ids[a:b].tolist() for a, b in pairwise(starts)] == [tokenizer.encode(t) for t in texts]
+
+
 def test_token_durations_are_recovered():
     """Utterances whose lengths are sums of known durations give these durations back."""
     rng = np.random.default_rng(0)
     true = np.array([0.0, 1.5, 0.7, 3.0, 0.0])
-    tokens = [list(rng.integers(1, 5, rng.integers(5, 30))) for _ in range(50)]
-    frames = [sum(true[t] for t in row) for row in tokens]
-    np.testing.assert_allclose(token_durations(tokens, frames, 5), true + 0.02, atol=1e-6)
+    tokens = [rng.integers(1, 5, rng.integers(5, 30)) for _ in range(50)]
+    starts = np.cumsum([0, *map(len, tokens)])
+    np.testing.assert_allclose(token_durations(np.concatenate(tokens), starts, [true[t].sum() for t in tokens], 5), true + 0.02, atol=1e-6)
 
 
 def test_guided_positions_see_only_the_text_near_them(flow_lm):
     """What a frame predicts depends on the tokens in its window and on no other; an open window is no window."""
-    row = make_row(0, 20, 10)
-    row.token_times = torch.stack([torch.arange(10) * 2.0, torch.arange(10) * 2.0 + 2], 1)
-    mask = guided_mask([row], [71], 71 + 21, 1.5)[0, 0]
-    text, audio = slice(61, 71), slice(71, 92)
+    rows = make_rows([(20, 10)], guided=True, prompts=(31, 32))
+    rows.durations[:] = 2.0  # all alike: ten tokens in twenty frames
+    batch = whole_batch(rows, window=1.5)[0]
+    text, audio = slice(32, 42), slice(42, 63)
+    mask = guided_mask(batch)[0]
     assert mask[audio, text][0].nonzero().flatten().tolist() == [0, 1]  # frame 0 lasts to 1; tokens that begin before 2.5
     assert mask[audio, text][10].nonzero().flatten().tolist() == [4, 5, 6]
     assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] and mask[audio, text][20].nonzero().flatten().tolist() == [9]
-    causal = torch.ones(92, 92, dtype=torch.bool).tril()
-    assert torch.equal(mask[:71], causal[:71]) and torch.equal(mask[audio, audio], causal[audio, audio])
-    model = TrainableTTS(flow_lm)
-    torch.testing.assert_close(model.backbone([row], 1e6)[0], model.backbone([row])[0], rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(model.backbone([row], 1.5)[0], model.backbone([row])[0], atol=1e-3)
+    causal = torch.ones(63, 63, dtype=torch.bool).tril()
+    assert torch.equal(mask[:42], causal[:42]) and torch.equal(mask[audio, audio], causal[audio, audio])
+    model, plain = TrainableTTS(flow_lm), TrainableTTS(flow_lm).backbone(whole_batch(rows)[0])
+    torch.testing.assert_close(model.backbone(whole_batch(rows, window=1e6)[0]), plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model.backbone(batch), plain, atol=1e-3)
 
 
 def test_distillation_can_leave_the_transformer_alone(flow_lm):
-    model, rows = TrainableTTS(flow_lm, distill_head_only=True), [make_row(0, 9, 5)]
+    model, (batch, noise) = TrainableTTS(flow_lm, TWO, distill_head_only=True), whole_batch(make_rows([(9, 5)], TWO))
     grads = []
     for weight in (0.0, 1.0):
         model.zero_grad()
-        model(rows, weight)["loss"].backward()
+        model(batch, noise, weight)["loss"].backward()
         grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     same = {n for n in grads[0] if torch.equal(grads[0][n], grads[1][n])}
     assert {n for n in grads[0] if "transformer" in n} <= same and not any("flow_net" in n for n in same)

@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT, TEXTS, TRAIN, digest, fails, run
 from safetensors.torch import load_file, save_file
 
+from pocket_arabic.base import load_config
 from pocket_arabic.cache import Cache
-from pocket_arabic.model import load_config
 from pocket_arabic.run import read_jsonl
 
 BUNDLE = {"arabic.yaml", "model.safetensors", "tokenizer.json", "voice.wav", "bundle.json", "README.md"}
