@@ -24,6 +24,7 @@ import math
 import os
 import re
 import resource
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -438,7 +439,8 @@ class Training:
         self.run.zero_grad(self.trainable)
         self.ema.update(self.step)
         self.check_finite()
-        self.unchecked = NormCheck(norm, self.step, {"ids": [self.train.ids[i] for i in rows], "last_part": vars(host), "losses": losses})
+        tensors = {name: t for name, t in host.tensors().items() if t is not self.train.latents.table}
+        self.unchecked = NormCheck(norm, self.step, {"ids": [self.train.ids[i] for i in rows], "last_part": tensors, "losses": losses})
         if self.device.type == "cpu":
             self.check_finite()
         self.step += 1
@@ -454,7 +456,7 @@ class Training:
         if check is None or self.accelerator.scaler or check.is_finite():  # a scaler skips such steps by itself
             return
         inputs = self.args.out / f"not_finite_step_{check.step:06d}.pt"
-        torch.save({name: value for name, value in check.inputs.items()}, inputs)
+        torch.save(check.inputs, inputs)
         raise UserError(f"gradient not finite at step {check.step} (its rows: {inputs}); start again with a lower --lr and another --out")
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
@@ -497,7 +499,9 @@ class Training:
         scores = [(r["valid_flow_error"], r["step"]) for r in progress if r["kind"] == "eval"]
         if not any(step == self.step for _, step in scores):
             record = {"kind": "eval", "step": self.step, "hours": round(self.clock.hours(), 4)}
+            start = time.monotonic()
             record |= evaluate(self.tts, self.ema, self.valid, self.args.batch_size, self.device, self.bits)
+            record["eval_sec"] = round(time.monotonic() - start, 2)
             append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
             print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)

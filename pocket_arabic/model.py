@@ -122,7 +122,7 @@ class TrainableTTS(nn.Module):
 
     def compile_parts(self, dynamic: bool) -> None:
         """Compile layers and head, for any shapes (`dynamic`) or anew for each."""
-        torch._dynamo.config.cache_size_limit = 256  # shapes; after 8, the default, it silently stops compiling
+        torch._dynamo.config.recompile_limit = 256  # shapes; after 8, the default, it silently stops compiling
         self.layer = torch.compile(layer_forward, dynamic=dynamic)
         self.head = torch.compile(self.flow_lm.flow_net.forward, dynamic=dynamic)
 

@@ -373,7 +373,7 @@ class Batch:
         """On the device; from pinned memory and without waiting, so that the copy runs beside the step before."""
         if device.type == "cpu":
             return self
-        moved = {n: t if t.device == device else t.pin_memory().to(device, non_blocking=True) for n, t in self.tensors().items()}
+        moved = {n: t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for n, t in self.tensors().items()}
         return replace(self, **moved)
 
 

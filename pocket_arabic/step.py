@@ -60,7 +60,6 @@ class Replayed:
             main.wait_stream(side)
             return losses
         if self.recorded[key] is None:
-            torch.cuda.empty_cache()  # what launched steps used is the graphs' from now on
             own = replace(batch, **{name: t.clone() for name, t in batch.tensors().items() if t is not self.resident})
             graph, own_noise = torch.cuda.CUDAGraph(), noise.clone()
             with torch.cuda.graph(graph, pool=self.pool):

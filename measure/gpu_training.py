@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""What a step of train.py costs on a GPU, at the released size: random weights and latents, lengths like ClArTTS's.
+
+Reads   nothing; a base and a cache are made for it. data_prep.py is timed on the embedded corpus.
+Writes  --out, JSON: for each way of running a step its steps a second, memory and evaluation, and data_prep's seconds.
+
+    make bench                                             # runs it where there is a GPU, some 6 minutes
+    python measure/gpu_training.py --tiny --out try.json   # does it run? any CPU
+    python measure/gpu_training.py --beside "python step_speed.py --ways graphs,both"   # and what that command prints, in JSON lines
+
+The first steps launch, record and compile; what counts is the median of the later ones, each of 20 steps, beside their mean.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from hub import random_release, release_config  # noqa: E402
+
+from pocket_arabic.audio import write_wav  # noqa: E402
+from pocket_arabic.base import build_flow_lm, encoder_hash, load_config, load_mimi, load_tokenizer, load_weights  # noqa: E402
+from pocket_arabic.cache import FORMAT_VERSION  # noqa: E402
+from pocket_arabic.run import command, provenance, read_jsonl, write_json  # noqa: E402
+
+FRAME_RATE, TOKENS_A_SEC = 12.5, 8
+STEP = "import train; train.main()"
+LAUNCHED = f"import train; train.Replayed = lambda work, *rest: train.Launched(work); {STEP}"
+WAYS = {  # code, flags, steps, of them the last so many count
+    "launched": (LAUNCHED, [], 80, 40),
+    "graphs": (STEP, [], 900, 240),
+    "compiled graphs": (STEP, ["--compile"], 700, 240),
+}
+
+
+def make_base(folder: Path, tiny: bool) -> Path:
+    """The released `english` with random weights -> its YAML."""
+    config = release_config()
+    if tiny:
+        config.flow_lm.transformer.d_model, config.flow_lm.transformer.num_heads = 64, 2
+        config.flow_lm.lookup_table.dim = config.flow_lm.flow.dim = 64
+    random_release(folder, build_flow_lm, config=config)
+    release = folder / "languages" / "english"
+    config.weights_path, config.weights_path_without_voice_cloning = str(release / "model.safetensors"), None
+    config.flow_lm.lookup_table.tokenizer_path = str(release / "tokenizer.json")
+    file = folder / "english.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    return file
+
+
+def make_cache(folder: Path, base: Path, utterances: int) -> None:
+    """A cache as data_prep.py writes it, of random latents: 9,500 utterances are 11.2 h."""
+    folder.mkdir(parents=True)
+    rng, config = np.random.default_rng(0), load_config(str(base))
+    tokenizer, mimi = load_tokenizer(config), load_mimi(config, load_weights(config))
+    seconds = np.clip(rng.gamma(4.0, 4.23 / 4, utterances), 1.79, 12.8)
+    frames = (seconds * FRAME_RATE).astype(int)
+    first = np.cumsum(frames) - frames
+    np.save(folder / "latents.npy", rng.standard_normal((frames.sum(), 32), dtype=np.float32))
+    vocabulary = config.flow_lm.lookup_table.n_bins
+    with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
+        for i in range(utterances):
+            text = tokenizer.decode(rng.integers(1, vocabulary, int(seconds[i] * TOKENS_A_SEC)).tolist())
+            row = {"id": str(i), "split": "train" if i >= utterances // 50 else "valid", "speaker": "one", "text_model": text}
+            row |= {"first_frame": int(first[i]), "num_frames": int(frames[i]), "speech_end_sec": float(seconds[i]) - 0.3}
+            file.write(json.dumps(row | {"duration_sec": float(seconds[i])}) + "\n")
+    write_wav(folder / "voice.wav", rng.standard_normal(6 * 24000).astype(np.float32) * 0.1, 24000)
+    options = {"corpus": "random", "base": str(base), "encoder_sha256": encoder_hash(mimi), "head_sec": 0.1, "trim": True}
+    write_json(folder / "cache.json", {"format_version": FORMAT_VERSION, "options": options, "hours": {"train": float(frames.sum() / FRAME_RATE / 3600)}})
+
+
+def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
+    """One run of train.py."""
+    code, flags, steps, counted = WAYS[way]
+    steps, counted = steps // shrink, counted // shrink
+    shutil.rmtree(out, ignore_errors=True)
+    every = max(1, 20 // shrink)
+    fixed = ["--data", data, "--out", out, "--batch-size", rows, "--max-steps", steps, "--log-every", every, "--sample-every", 0, "--eval-every", steps]
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code, *map(str, fixed), *flags], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        return {"failed": result.stderr[-1500:]}
+    log = read_jsonl(out / "progress.jsonl")
+    train, evals = ([r for r in log if r["kind"] == kind] for kind in ("train", "eval"))
+    later = [r["step_sec"] for r in train if r["step"] > steps - counted]
+    return {
+        "step_sec_median": round(statistics.median(later), 4),
+        "steps_per_sec": round(1 / statistics.median(later), 2),
+        "steps_per_sec_mean": round(1 / statistics.mean(later), 2),
+        "steps_per_sec_all": round(steps / sum(r["step_sec"] * every for r in train), 2),
+        "reserved_gib": train[-1]["memory_gib"],
+        "evaluation_sec": evals[-1]["eval_sec"],
+        "process_sec": round(time.monotonic() - start, 1),
+        "steps": steps,
+        "padding": round(statistics.mean(r["padding"] for r in train), 4),
+        "losses": {r["step"]: r["loss"] for r in train if r["step"] in (20, 40, 60, 80)},
+        "how": next(line for line in result.stdout.splitlines() if "precision" in line),
+    }
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench_gpu.json")
+    p.add_argument("--ways", default=",".join(WAYS), help="which, by comma")
+    p.add_argument("--beside", metavar="COMMAND", help="another instrument, whose JSON lines are kept")
+    p.add_argument("--no-data", action="store_true", help="leave data_prep.py out")
+    p.add_argument("--tiny", action="store_true", help="small, for a CPU")
+    args = p.parse_args()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    result = {"command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]), "gpu": gpu, **provenance()}
+    saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = make_base(folder, args.tiny)
+        make_cache(folder / "data", base, 500 if args.tiny else 9700)
+        for way in args.ways.split(","):
+            result[way] = measure(way, folder / "data", folder / "run", 8 if args.tiny else 64, 20 if args.tiny else 1)
+            print(way, json.dumps(result[way]), flush=True)
+            write_json(args.out, saved | {"training": result})  # as it comes: a machine may be taken away
+        if not args.no_data:
+            prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", "demo", "--base", base, "--out", folder / "demo"]
+            start = time.monotonic()
+            subprocess.run([*map(str, prepare), *(["--limit", "20"] if args.tiny else [])], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            hours = json.loads((folder / "demo" / "cache.json").read_text(encoding="utf-8"))["hours"]
+            result["data_prep"] = {"process_sec": round(time.monotonic() - start, 1), "hours": hours}
+            print("data_prep", result["data_prep"], flush=True)
+    if args.beside:
+        printed = subprocess.run(args.beside, shell=True, capture_output=True, text=True)
+        result["beside"] = {"command": args.beside, "printed": [json.loads(x) for x in printed.stdout.splitlines() if x.startswith("{")]}
+        print("beside", printed.stdout, printed.stderr[-300:], flush=True)
+    write_json(args.out, saved | {"training": result})
+
+
+if __name__ == "__main__":
+    command(main)
