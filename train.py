@@ -28,6 +28,9 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+# A GPU's memory for 40 graphs of different sizes lies in pieces that can grow, or a third more of it is needed.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
 import accelerate
 import matplotlib
 import numpy as np
@@ -99,6 +102,7 @@ matplotlib.use("Agg")
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum"}
 FREE |= {"compile", "wandb", "log_every", "eval_every", "sample_every", "keep"}
+MOST_ROWS = 16_384  # of the head at once on a GPU; the largest batch of 64 has three times the mean's 13,000 and would take 25 GiB
 LENGTHS = {"epochs", "max_steps", "max_hours"}  # but a cosine is a function of its end
 
 
@@ -338,7 +342,8 @@ class Training:
         set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
         shares = (args.text_dropout, args.voice_dropout, args.mark_dropout, args.stop_dropout, args.nfc_share)
         self.draws = Draws(args.seed, *shares, per_frame=args.draws, distill_per_frame=args.distill_draws)
-        self.tts = TrainableTTS(flow_lm, self.draws, args.distill_head_only)  # self.model is the same, wrapped for several processes
+        most_rows = MOST_ROWS if self.device.type == "cuda" else math.inf
+        self.tts = TrainableTTS(flow_lm, self.draws, args.distill_head_only, most_rows)  # self.model is the same, wrapped for several processes
         self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
         optimizers = build_optimizers(self.tts, args.optimizer, args.lr, args.weight_decay, args.precision)
         self.model, *self.optimizers = self.accelerator.prepare(self.tts, *optimizers)
@@ -346,8 +351,7 @@ class Training:
         return flow_lm
 
     def build_rows(self, flow_lm: FlowLMModel) -> None:
-        """The splits, and how a step is run on this machine. On a GPU lengths are rounded to a few sizes, 4 or 3 significant bits:
-        a graph for each, and as compiling takes seconds a size, fewer of them then."""
+        """The splits, and how a step is run on this machine: on a GPU lengths are rounded to a few sizes, with a graph for each."""
         args = self.args
         latents = Latents(self.cache.folder / "latents.npy", self.device)
         options = (flow_lm.conditioner.tokenizer, self.config.mimi.frame_rate, self.draws, latents, args.subset)
@@ -355,10 +359,10 @@ class Training:
             Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice) for split, guided in (("train", args.guide_steps > 0), ("valid", False))
         )
         graphs = self.device.type == "cuda" and self.accelerator.num_processes == 1 and not self.accelerator.scaler and not args.lora_dropout
-        self.bits = (3 if args.compile and graphs else 4) if self.device.type == "cuda" else None
+        self.bits = 4 if self.device.type == "cuda" else None  # significant ones of a length
         self.run = Replayed(self.forward_backward, self.trainable, latents.table) if graphs else Launched(self.forward_backward)
         if args.compile:
-            self.tts.compile_parts(dynamic=not graphs)
+            self.tts.compile_parts()
 
     def finished(self) -> bool:
         return self.step >= self.last_step or self.out_of_patience or self.clock.share() >= 1

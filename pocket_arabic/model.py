@@ -6,12 +6,14 @@ K draws per frame (K' for the distillation term).
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from pocket_tts.models.flow_lm import FlowLMModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from pocket_arabic.rows import AUDIO_START, PROMPT, TEXT, Batch, Draws
 
@@ -113,18 +115,19 @@ class TrainableTTS(nn.Module):
 
     EOS_WEIGHT = 0.1
 
-    def __init__(self, flow_lm: FlowLMModel, draws: Draws | None = None, distill_head_only: bool = False):
+    def __init__(self, flow_lm: FlowLMModel, draws: Draws | None = None, distill_head_only: bool = False, most_rows: float = math.inf):
+        """`most_rows` of the head are computed at once; of a step that has more, a draw at a time, and again in the backward pass."""
         super().__init__()
+        self.most_rows = most_rows
         self.flow_lm, self.draws, self.distill_head_only = flow_lm, draws or Draws(), distill_head_only
         self.lsd = LSD()
         self.layer: Callable = layer_forward
         self.head: Callable = flow_lm.flow_net.__call__  # a method, not a module: that would be there twice
 
-    def compile_parts(self, dynamic: bool) -> None:
-        """Compile layers and head, for any shapes (`dynamic`) or anew for each."""
-        torch._dynamo.config.recompile_limit = 256  # shapes; after 8, the default, it silently stops compiling
-        self.layer = torch.compile(layer_forward, dynamic=dynamic)
-        self.head = torch.compile(self.flow_lm.flow_net.forward, dynamic=dynamic)
+    def compile_parts(self) -> None:
+        """Compile layers and head, once for all shapes: anew for each they took over 200 s on an H100."""
+        self.layer = torch.compile(layer_forward, dynamic=True)
+        self.head = torch.compile(self.flow_lm.flow_net.forward, dynamic=True)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """What stands at each position [B, L, D]. The prompt enters raw, the frames normalised."""
@@ -154,8 +157,9 @@ class TrainableTTS(nn.Module):
         # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a step.
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         with sdpa_kernel(ATTENTION[z.device.type]):
+            forward = self.layer if torch.is_grad_enabled() else layer_forward  # an evaluation is not worth compiling for
             for layer in lm.transformer.layers:
-                z = self.layer(layer, z, *angles, mask)
+                z = forward(layer, z, *angles, mask)
         z = lm.out_norm(z)
         return z if lm.z_proj is None else lm.z_proj(z)
 
@@ -174,27 +178,34 @@ class TrainableTTS(nn.Module):
         going_on, over = lm.out_eos(torch.cat([condition, z.index_select(0, batch.end_at)])).squeeze(-1).to(x.dtype).split((len(at), len(batch.end_at)))
         eos = ((F.softplus(going_on) * batch.valid).sum() + (F.softplus(-over) * batch.end_valid).sum()) / (frames + count)
 
+        head = self.head if torch.is_grad_enabled() else lm.flow_net
         noise, (k, distill_k), width = noise[of], (draws.per_frame, draws.distill_per_frame), x.shape[-1]
         split = k * (width + 1)
 
-        def repeated(numbers: torch.Tensor, draws: int) -> tuple[torch.Tensor, ...]:
-            """[N, K (C + w)] -> condition [K N, D], x and noise [K N, C], times [K N, w]."""
-            numbers = numbers.unflatten(1, (draws, -1)).transpose(0, 1).flatten(0, 1)
-            return condition.repeat(draws, 1), x.repeat(draws, 1), numbers[:, :width], lsd.times(numbers[:, width:])
+        def means(term: Callable, condition: torch.Tensor, numbers: torch.Tensor, count: int) -> list[torch.Tensor]:
+            """A term's weighted loss and squared error over `count` draws a frame, from their `numbers` [N, K (C + w)]."""
+            numbers = numbers.unflatten(1, (count, -1)).transpose(0, 1)
 
-        def mean(value: torch.Tensor, draws: int) -> torch.Tensor:
-            return (value.unflatten(0, (draws, -1)) * batch.valid).sum() / (draws * frames)
+            def some(condition: torch.Tensor, numbers: torch.Tensor) -> list[torch.Tensor]:
+                """Sums over draws [k, N, C + w], each draw's rows one after another."""
+                k, flat = len(numbers), numbers.flatten(0, 1)
+                values = term(condition.repeat(k, 1), x.repeat(k, 1), flat[:, :width], *lsd.times(flat[:, width:]).split(1, -1))
+                return [(value.unflatten(0, (k, -1)) * batch.valid).sum() for value in values]
 
-        loss, error = lsd.diagonal(self.head, *repeated(noise[:, :split], k))
-        parts = {"diagonal": mean(loss, k), "flow_error": mean(error, k), "eos": eos}
-        total = lsd.DIAGONAL_WEIGHT * parts["diagonal"] + self.EOS_WEIGHT * eos
+            if count * len(x) <= self.most_rows:
+                sums = some(condition, numbers)
+            else:
+                sums = [sum(s) for s in zip(*(checkpoint(some, condition, n, use_reentrant=False, preserve_rng_state=False) for n in numbers.split(1)))]
+            return [value / (count * frames) for value in sums]
+
+        diagonal, flow_error = means(partial(lsd.diagonal, head), condition, noise[:, :split], k)
+        parts = {"diagonal": diagonal, "flow_error": flow_error, "eos": eos}
+        total = lsd.DIAGONAL_WEIGHT * diagonal + self.EOS_WEIGHT * eos
         if distill_weight:
             condition = condition.detach() if self.distill_head_only else condition
             # In fp32: a bf16 time derivative is mostly rounding.
             with torch.autocast(z.device.type, enabled=False):
-                condition = condition.to(x.dtype)
-                z_repeated, x_repeated, e, times = repeated(noise[:, split:], distill_k)
-                loss, error = lsd.distillation(lm.flow_net, z_repeated, x_repeated, e, *times.split(1, -1))
-            parts |= {"distillation": mean(loss, distill_k), "distill_error": mean(error, distill_k)}
+                found = means(partial(lsd.distillation, lm.flow_net), condition.to(x.dtype), noise[:, split:], distill_k)
+            parts |= dict(zip(("distillation", "distill_error"), found))
             total = total + distill_weight * parts["distillation"]
         return parts | {"loss": total}

@@ -388,5 +388,5 @@ def draw_noise(draws: Draws, stream: int, step: int, frames: int, distil: bool, 
     seed = int(np.random.default_rng([stream, draws.seed, step]).integers(2**63))
     columns = draws.per_frame * (width + 1) + (draws.distill_per_frame * (width + 2) if distil else 0)
     if device.type == "cuda":
-        frames = rounded(frames, 3)  # whatever a batch is rounded to, so that --compile does not change the numbers
+        frames = rounded(frames, 4)  # as a batch's are
     return torch.randn(frames, columns, device=device, generator=torch.Generator(device).manual_seed(seed))

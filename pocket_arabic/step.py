@@ -46,6 +46,7 @@ class Replayed:
     def __init__(self, work: Work, parameters: list[torch.nn.Parameter], resident: torch.Tensor | None):
         """`resident`: the corpus's latents if they lie on the device, where a graph reads them."""
         self.work, self.resident, self.recorded, self.pool = work, resident, {}, torch.cuda.graph_pool_handle()
+        self.side = torch.cuda.Stream()  # one for all: each stream keeps the memory it has used
         for parameter in parameters:  # a graph adds to gradients where they were when it was recorded
             parameter.grad = torch.zeros_like(parameter)
 
@@ -53,11 +54,11 @@ class Replayed:
         key = batch.shapes(), noise.shape, distill_weight
         if key not in self.recorded:
             self.recorded[key] = None
-            side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
+            main = torch.cuda.current_stream()
+            self.side.wait_stream(main)
+            with torch.cuda.stream(self.side):
                 losses = self.work(batch, noise, distill_weight)
-            main.wait_stream(side)
+            main.wait_stream(self.side)
             return losses
         if self.recorded[key] is None:
             own = replace(batch, **{name: t.clone() for name, t in batch.tensors().items() if t is not self.resident})
