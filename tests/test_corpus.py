@@ -1,0 +1,324 @@
+"""A table of folder corpora as people have them: what data_prep.py reads, prints, rejects and refuses. No traceback in any.
+
+A case is a folder's files, data_prep's extra flags and what must come of it. `a.wav` in `files` stands for two seconds of
+a tone; "نَعَمْ نَعَمْ." (six letters) is a text that fits it.
+"""
+
+import json
+import sys
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+import data_prep
+from pocket_arabic.audio import AudioError, decode, mono, resample
+from pocket_arabic.cache import Cache
+from pocket_arabic.corpus import Utterance, _hub_id, open_corpus
+from pocket_arabic.run import command, read_jsonl
+
+RATE = 24000
+YES, NO = "نَعَمْ نَعَمْ.", "لَا لَا لَا."
+
+
+def tone(seconds: float = 2, rate: int = RATE, peak: float = 0.3) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    return peak * np.sin(2 * np.pi * 211 * time) * (1 + np.sin(2 * np.pi * 3 * time)) / 2
+
+
+def write(folder: Path, files: dict) -> None:
+    """Files by their paths: text, bytes, samples [n] or [n, channels], or True for the tone."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_bytes(content.encode())
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, dict):
+            path.mkdir()
+        else:
+            kind = "FLAC" if path.suffix == ".flac" else "WAV"
+            sf.write(path, tone() if content is True else content, RATE, format=kind)
+
+
+@dataclass
+class Case:
+    files: dict
+    kept: dict | None = None  # id -> text_norm; None: the run is refused
+    rejects: dict = field(default_factory=dict)  # line, or id where there are no lines -> words of the reason
+    says: tuple[str, ...] = ()  # words of what it prints, or of the one line that refuses
+    flags: tuple[str, ...] = ()
+
+
+def csv(*lines: str, header: str = "file_name,text", end: str = "\n") -> str:
+    return end.join((header, *lines)) + end
+
+
+def three(**more) -> dict:
+    return {"a.wav": True, "b.wav": True, "c.wav": True} | more
+
+
+CASES = {
+    # --- metadata.csv with a header
+    "commas, spaces around fields, empty lines": Case(
+        three(**{"metadata.csv": csv(f" a.wav , {YES} ", "", f'"b.wav" , "{YES}" ', ",", f'c.wav, "{NO}, {YES}"')}),
+        {"a": YES, "b": YES, "c": "لَا لَا لَا. نَعَمْ نَعَمْ."},
+        says=("a header with commas, 3 rows",),
+    ),
+    "bars, columns in another order, one not read": Case(
+        {"wav/a.wav": True, "wav/b.wav": True, "metadata.csv": csv(f"{YES}|7|2.0|wav/a.wav", f"{NO}|8|2.0|wav/b.wav", header="Text|speaker|Seconds|file_name")},
+        {"a": YES, "b": NO},
+        says=("a header with bars", "not read: seconds"),
+    ),
+    "semicolons as Excel writes them: byte order mark, CRLF": Case(
+        three(**{"metadata.csv": "\ufeff" + csv(f"a.wav;{YES}", f"b.wav;{NO}", header="file_name;text", end="\r\n")}),
+        {"a": YES, "b": NO},
+        says=("semicolons",),
+    ),
+    "tabs, lines that end in CR alone": Case(
+        three(**{"metadata.csv": csv(f"a.wav\t{YES}", f"b.wav\t{NO}", header="file_name\ttext", end="\r")}), {"a": YES, "b": NO}, says=("tabs",)
+    ),
+    "too many fields, too few": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}", "b.wav,نَعَمْ, نَعَمْ", "c.wav")}),
+        {"a": YES},
+        {3: "3 fields where the header has 2: a text with commas", 4: "1 field where"},
+    ),
+    "a quotation mark that nothing closes, before other quoted rows and at the end": Case(
+        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f'b.wav,"{NO}"', f'c.wav,"{YES}')}), {"b": NO}, {2: "quotation mark", 4: "quotation mark"}
+    ),
+    "a quotation mark closed by the end of a later row": Case(
+        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f"b.wav,{NO}", f'c.wav,{YES}"')}), {"b": NO, "c": YES}, {2: "quotation mark"}
+    ),
+    "quotation marks as they are typed": Case(
+        three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}), {"a": YES, "b": YES, "c": YES}
+    ),
+    "a line break and U+2028 inside a text": Case(
+        three(**{"metadata.csv": csv('a.wav,"نَعَمْ\nنَعَمْ."', "b.wav,نَعَمْ\u2028نَعَمْ.", f"x.wav,{NO}")}), {"a": YES, "b": YES}, {5: "audio missing"}
+    ),
+    "no text, no name, no file": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}", "b.wav,", f",{NO}", f"x.wav,{NO}", f"sub/x.wav,{NO}", f"{'n' * 300}.wav,{NO}")}),
+        {"a": YES},
+        {3: "no text", 4: "no file name", 5: "audio missing", 6: "audio missing", 7: "audio missing"},
+    ),
+    "a row twice, and a file with two texts": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}", f"./a.wav,{YES}", f"b.wav,{YES}", f"b.wav,{NO}", f"c.wav,{NO}")}),
+        {"a": YES, "c": NO},
+        {3: "stands twice (line 2)", 4: "another text for the same file (line 5)", 5: "another text for the same file (line 4)"},
+    ),
+    "splits by other names, one unknown, one not given": Case(
+        three(
+            **{"d.wav": True, "e.wav": True},
+            **{"metadata.csv": csv(f"a.wav,{YES},Train", f"b.wav,{YES},dev", f"c.wav,{YES},tset", f"d.wav,{YES},", f"e.wav,{YES},test", header="file_name,text,split")},
+        ),
+        {"a": YES, "b": YES, "d": YES, "e": YES},
+        {4: 'split "tset" is none of train, valid, test: --split-map tset=valid'},
+    ),
+    "a header with other names": Case(
+        three(**{"metadata.csv": csv(f"a.wav\t{YES}", header="path\tsentence\tclient_id")}),
+        says=("line 1 has no column file_name or text (it has path, sentence, client_id)", "--audio-column and --text-column"),
+    ),
+    "a header with other names, named": Case(
+        {"clips/a.wav": True, "metadata.csv": csv(f"clips/a.wav\t{YES}\tx", header="path\tsentence\tclient_id")},
+        {"a": YES},
+        flags=("--audio-column", "path", "--text-column", "sentence", "--speaker-column", "client_id"),
+    ),
+    "bars with a header of other names is no LJSpeech": Case(
+        three(**{"metadata.csv": csv(f"a.wav|{YES}|x", header="audio_file|text|speaker_name")}), says=("no column file_name", "--audio-column")
+    ),
+    "no header": Case(three(**{"metadata.csv": f"a.wav,{YES}\nb.wav,{NO}\n"}), says=("line 1 is no header", "write file_name,text above it")),
+    "a column twice": Case(three(**{"metadata.csv": csv(f"a.wav,{YES},{NO}", header="file_name,text,text")}), says=("two columns text",)),
+    "nothing but a header": Case(three(**{"metadata.csv": "file_name,text\n"}), says=("no rows",)),
+    "nothing at all": Case(three(**{"metadata.csv": "\n \n"}), says=("no rows", "file_name,text")),
+    # --- LJSpeech
+    "LJSpeech: the third column is text if it is Arabic; columns too many and too few": Case(
+        {
+            **{f"wavs/{i}.wav": True for i in range(5)},
+            "metadata.csv": f'0|٣|{YES}\n1|{YES}|\n2|{YES}|ahmad\n3|نَعَمْ|نَعَمْ|نَعَمْ\n4\n\n4|"{NO}"\n',
+        },
+        {"0": YES, "1": YES, "2": YES, "4": NO},
+        {4: "4 columns where LJSpeech has 2 or 3", 5: "1 columns"},
+        says=("1 with the text in the third column", "the third column of 1 is no text"),
+    ),
+    "LJSpeech: 1 is not 1.5, line separators are no lines, suffixes may stand": Case(
+        {**{f"wavs/{n}.wav": True for n in ("1", "1.5", "1.5.2")}, "metadata.csv": f"1.5|نَعَمْ\u2028نَعَمْ.\n1|نَعَمْ\x85نَعَمْ.\n1.5.2.wav|{NO}\n"},
+        {"1.5": YES, "1": YES, "1.5.2": NO},
+    ),
+    "LJSpeech: the third column is the speaker": Case(
+        {**{f"wavs/{i}.wav": True for i in range(4)}, "metadata.csv": "".join(f"{i}|{'نَعَمْ ' * (i + 1)}|أحمد\n" for i in range(4))},
+        says=('the third column repeats ("أحمد")', "write a header above it, as file_name|text|speaker"),
+    ),
+    "LJSpeech: the second column is the speaker": Case(
+        {**{f"wavs/{i}.wav": True for i in range(4)}, "metadata.csv": "".join(f"{i}|0|{'نَعَمْ ' * (i + 1)}\n" for i in range(4))},
+        says=('the second column repeats ("0")',),
+    ),
+    "LJSpeech: the third column has lost the marks": Case(
+        {"wavs/1.wav": True, "metadata.csv": f"1|{YES}|نعم نعم\n"}, says=("the second column has its vowel marks", "write a header")
+    ),
+    "LJSpeech in Latin letters: bars are letters too": Case(
+        {"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)
+    ),
+    # --- ids and names
+    "the same name in two folders": Case(
+        {"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")}, {"x/1": YES, "y/1": NO}
+    ),
+    "names as other systems write them": Case(
+        {
+            **{"clips/a.wav": True, "clips/B.WAV": True, unicodedata.normalize("NFD", "clips/آخر.wav"): True, "clips/1.wav": True, "clips/two words.wav": True},
+            "metadata.csv": csv(
+                f"clips\\a.wav,{YES}", f"Clips/b.wav,{YES}", f"clips/آخر.wav,{YES}", f"\u200fclips/1.wav\u200e,{YES}", f"clips/two words,{YES}", f"C:\\clips\\1.wav,{YES}"
+            ),
+        },
+        {"a": YES, "B": YES, unicodedata.normalize("NFD", "آخر"): YES, "1": YES, "two words": YES},
+        {7: "audio missing"},
+    ),
+    "a name that fits two files, and two files of one id": Case(
+        {
+            **{"a.wav": True, "a.flac": True, "b.wav": True, "b.flac": True, "c.wav": True},
+            "metadata.csv": csv(f"a,{YES}", f"b.wav,{YES}", f"b.flac,{NO}", f"c,{NO}"),
+        },
+        {"b": YES, "c": NO},
+        {2: "fits several files (a.flac and a.wav)", 4: "its id is another utterance's too (line 3)"},
+    ),
+    # --- metadata.jsonl
+    "jsonl: types": Case(
+        three(
+            **{
+                "d.wav": True,
+                "metadata.jsonl": "\n".join(
+                    [
+                        json.dumps({"file_name": "a.wav", "text": YES, "speaker": 7, "chapter": 3.0, "more": []}),
+                        json.dumps({"file_name": "b.wav", "text": "نَعَمْ\u2028نَعَمْ.", "speaker": None, "chapter": float("nan")}, ensure_ascii=False),
+                        '{"file_name": "c.wav", "text": null}',
+                        '{"file_name": "c.wav"}',
+                        '{"file_name": "c.wav", "text": 5}',
+                        '{"file_name": 5, "text": "نعم"}',
+                        '{"file_name": "c.wav", "text": "نعم", "speaker": {}}',
+                        '["c.wav", "نعم"]',
+                        '{"file_name": "c.wav", "text": "نعم"',
+                        '{"file_name": "c.wav", "text": "نعم", "text": "لا"}',
+                        '{"file_name": "c.wav", "text": "\\ud83d نعم"}',
+                        '{"file_name": "c\\u0000.wav", "text": "نَعَمْ"}',
+                        "[" * 100_000,
+                        '{"file_name": "c.wav", "text": "نعم", "speaker": ' + "1" * 5000 + "}",
+                        '{"file_name": "c.wav", "text": "نعم", "split": true}',
+                        "",
+                        json.dumps({"file_name": "d.wav", "text": NO}),
+                    ]
+                ),
+            }
+        ),
+        {"a": YES, "b": YES, "d": NO},
+        {
+            **{3: "no text", 4: "no text", 5: "text is a number", 6: "file_name is a number", 7: "speaker is an object", 8: "a list where an object"},
+            **{9: "not JSON", 10: "the key text stands twice", 11: "lone surrogate", 12: "audio missing", 13: "not JSON", 14: "not JSON"},
+            15: "split is true or false",
+        },
+    ),
+    "jsonl: one array": Case(
+        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1: a list where an object", "jq -c")
+    ),
+    "jsonl: one array over many lines": Case(
+        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1: not JSON", "jq -c")
+    ),
+    "two kinds of metadata": Case(
+        three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}), says=("metadata.csv and metadata.jsonl", "keep one")
+    ),
+    # --- a text beside each file
+    ".lab and .txt, speakers' folders, what is not a pair": Case(
+        {
+            **{"x/1.wav": True, "x/1.lab": f"\ufeff{YES}\r\n", "y/1.WAV": True, "y/1.TXT": f"نَعَمْ\n{NO}\n", "y/s/2.flac": True, "y/s/2.lab": YES},
+            **{"y/3.wav": True, "y/4.wav": True, "y/4.lab": YES, "y/4.txt": NO, "y/5.lab": YES, "y/6.wav": True, "y/6.flac": True, "y/6.lab": YES},
+            **{"y/7.wav": True, "y/7.lab": " \n", "y/8.wav": True, "y/8.lab": YES.encode("utf-16"), "y/._1.wav": b"", "y/._1.lab": "x", "y/9.m4a": b"", "y/9.lab": YES},
+        },
+        {"x/1": YES, "y/1": "نَعَمْ لَا لَا لَا.", "y/s/2": YES},
+        {
+            **{"y/3": "no .lab or .txt beside it", "y/4": "both .lab and .txt", "y/5.lab": "no audio beside", "y/6": "several files (y/6.flac and y/6.wav)"},
+            **{"y/7": "no text", "y/8": "UTF-16; convert it: iconv -f UTF-16", "y/9": "ffmpeg -i FILE.m4a"},
+        },
+        says=("2 speakers",),
+    ),
+    "no text anywhere": Case({"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)),
+    "metadata in a folder of it": Case({"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")),
+    "metadata.csv is a folder": Case({"metadata.csv": {}, "a.wav": True}, says=("no metadata.csv in it",)),
+    # --- encodings
+    "UTF-16": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16")}), says=("is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",)),
+    "UTF-16 without its mark": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16-le")}), says=("iconv -f UTF-16LE",)),
+    "Windows' Arabic": Case(three(**{"metadata.csv": csv("a.wav,نعم").encode("cp1256")}), says=("line 2 is not UTF-8", "iconv -f WINDOWS-1256")),
+    "a spreadsheet by another name": Case(three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")),
+    "a zero byte": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")),
+    # --- audio
+    "channels: antiphase, 5.1, one side, unlike ones": Case(
+        {
+            "antiphase.wav": np.stack([tone(), -tone()], 1),
+            "five.wav": np.stack([tone() * (0.01, 0.01, 1, 0, 0.01, 0.01)[c] for c in range(6)], 1),
+            "left.wav": np.stack([tone(), 0 * tone()], 1),
+            "stereo.wav": np.stack([tone(), 0.7 * tone()], 1),
+            "metadata.csv": csv(*(f"{n}.wav,{YES}" for n in ("antiphase", "five", "left", "stereo"))),
+        },
+        dict.fromkeys(("antiphase", "five", "left", "stereo"), YES),
+        says=("'loudest of 2': 2", "'loudest of 6': 1", "'mean of 2': 1"),
+    ),
+    "audio that soundfile does not read": Case(
+        {
+            **{"a.wav": True, "b.m4a": b"\0\0\0\x20ftypM4A ", "c.wav": b"\0\0\0\x20ftypM4A ", "d.webm": b"\x1aE\xdf\xa3", "e.wav": {}, "f.wav": b""},
+            "metadata.csv": csv(*(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b"))),
+        },
+        {"a": YES},
+        {
+            **{3: "convert it: ffmpeg -i FILE.m4a NEW.wav", 4: "convert it: ffmpeg -i FILE.wav NEW.wav", 5: "ffmpeg -i FILE.webm"},
+            **{6: "audio missing", 7: "audio unreadable", 8: "stands twice (line 3)"},
+        },
+    ),
+    "nothing but m4a": Case(
+        {"a.m4a": b"", "b.m4a": b"", "metadata.csv": csv(f"a.m4a,{YES}", f"b.m4a,{NO}")}, says=("none of its 2 utterances", "ffmpeg", "lines 2, 3")
+    ),
+    "half of a text, half of a clip": Case(
+        {
+            **{f"{i}.wav": True for i in range(8)},
+            "8.wav": tone(4),
+            "9.wav": tone(1),
+            "metadata.csv": csv(*(f"{i}.wav,نَعَمْ نَعَمْ نَعَمْ نَعَمْ." for i in range(10))),
+        },
+        {str(i): "نَعَمْ نَعَمْ نَعَمْ نَعَمْ." for i in range(10)},
+        says=("1 read over 1.6 times slower than their speaker's usual, perhaps another text's: line 10", "times faster", "line 11"),
+    ),
+}
+
+
+def prep(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:
+    """data_prep.py in this process: exit status, what it prints, what it prints as an error."""
+    monkeypatch.setattr(sys, "argv", ["data_prep.py", *map(str, args), "--device", "cpu"])
+    capsys.readouterr()
+    code = 0
+    try:
+        command(data_prep.main)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
+    case, folder = CASES[name], tmp_path / "corpus"
+    write(folder, case.files)
+    code, out, err = prep(capsys, monkeypatch, "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c", *case.flags)
+    if case.kept is None:
+        assert code == 2 and err.count("\n") == 1 and not (tmp_path / "c").exists(), out + err
+        assert all(words in err for words in case.says), err
+        return
+    assert code == 0, err
+    assert {row["id"]: row["text_norm"] for row in Cache(tmp_path / "c").rows} == case.kept
+    rejects = {r.get("line", r["id"]): r["reason"] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")}
+    assert rejects.keys() == case.rejects.keys() and all(words in rejects[k] for k, words in case.rejects.items()), rejects
+    assert all(words in out for words in case.says), out
+    stats = json.loads((tmp_path / "c" / "stats.json").read_text(encoding="utf-8"))
+    assert sum(stats["rejects"].values()) == len(case.rejects) and (tmp_path / "c" / "stats.png").exists()
+
+
+def utterances(folder: Path, **options) -> list[Utterance]:
+    return [u for shard in open_corpus(str(folder), **options).open()[0] for u in shard()]
