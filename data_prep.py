@@ -307,7 +307,7 @@ def by_reason(rejects: list[dict]) -> dict[str, list[dict]]:
     """Rejects by their reasons, places left out: {"stands twice": [...]}, the most frequent first."""
     reasons: dict[str, list[dict]] = {}
     for reject in rejects:
-        reason = re.sub(r" at position \d+|, in .*| \([^()]*\)$", "", reject["reason"])
+        reason = re.sub(r" at position \d+|, in .*| \((?:[^()]|\([^()]*\))*\)$", "", reject["reason"])
         reasons.setdefault(reason, []).append(reject)
     return dict(sorted(reasons.items(), key=lambda item: -len(item[1])))
 
@@ -371,7 +371,7 @@ def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, token
 
 
 @torch.no_grad()
-def plot_statistics(path: Path, rows: list[dict], stats: dict, voice: Path, mimi, device: str) -> None:
+def plot_statistics(path: Path, rows: list[dict], rejects: list[dict], stats: dict, voice: Path, mimi, device: str) -> None:
     """stats.png: durations, reading rate, level before and after trimming; rejects by reason; the pairs most likely wrong;
     and the voice prompt through the codec."""
     tables = list(stats["suspects"])
@@ -385,7 +385,7 @@ def plot_statistics(path: Path, rows: list[dict], stats: dict, voice: Path, mimi
     axes["level"].hist([[r["raw_level_db"] for r in rows], [r["level_db"] for r in rows]], 40, label=["as given", "trimmed"], histtype="step")
     axes["level"].set(title="level", xlabel="dB of full scale")
     axes["level"].legend()
-    plot_rejects(axes["rejects"], stats["rejects"], len(rows))
+    plot_rejects(axes["rejects"], by_reason(rejects), len(rows) + len(rejects))
     for kind in tables:
         plot_pairs(axes[kind], kind, stats["suspects"][kind])
     rate = mimi.sample_rate
@@ -401,13 +401,13 @@ def plot_statistics(path: Path, rows: list[dict], stats: dict, voice: Path, mimi
     plt.close(figure)
 
 
-def plot_rejects(axes, reasons: dict[str, int], kept: int) -> None:
-    """Bars of how many were rejected for what, the most frequent on top."""
-    shown = list(reasons.items())[:REASONS]
-    axes.set_title(f"rejected: {sum(reasons.values())} of {kept + sum(reasons.values())}", loc="left")
-    bars = axes.barh(range(len(shown)), [count for _, count in shown], color="tab:red")
-    axes.bar_label(bars, [f" {count}  {short(reason)}" for reason, count in shown], parse_math=False)
-    axes.set(ylim=(max(1, len(shown)) - 0.5, -0.5), xlim=(0, 3 * max(1, *reasons.values(), 1)), yticks=[])
+def plot_rejects(axes, reasons: dict[str, list[dict]], total: int) -> None:
+    """Bars of how many were rejected for what, the most frequent on top, with the places of the first."""
+    counts = [len(found) for found in reasons.values()][:REASONS]
+    labels = [f" {len(found)}  {short(reason)}: {places(found)}" for reason, found in reasons.items()][:REASONS]
+    axes.set_title(f"rejected: {sum(map(len, reasons.values()))} of {total}", loc="left")
+    axes.bar_label(axes.barh(range(len(counts)), counts, color="tab:red"), labels, parse_math=False)
+    axes.set(ylim=(max(1, len(counts)) - 0.5, -0.5), xlim=(0, 3 * max([1, *counts])), yticks=[])
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -425,7 +425,7 @@ def plot_pairs(axes, kind: str, pairs: list[dict]) -> None:
         axes.text(1, y, short(pair["text_norm"]), ha="right", **style)
 
 
-def short(text: str, most: int = 90) -> str:
+def short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -504,11 +504,11 @@ def main() -> None:
     rows, rejects = writer.collect()
     if not rows:
         writer.discard()
-        reasons = "; ".join(f"{len(found)} {reason}, {places(found)}" for reason, found in list(by_reason(rejects).items())[:3])
+        reasons = "; ".join(f"{found[0]['reason']}, {places(found)}" for found in list(by_reason(rejects).values())[:3])
         raise UserError(f"{args.corpus}: none of its {len(rejects)} utterances can be used: {reasons}")
     stats = statistics(rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols, corpus.lines)
     write_json(args.out / "stats.json", stats)
-    plot_statistics(args.out / "stats.png", rows, stats, args.out / "voice.wav", mimi, args.device)
+    plot_statistics(args.out / "stats.png", rows, rejects, stats, args.out / "voice.wav", mimi, args.device)
     writer.finish(rows, rejects, {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})})
     report(args, rows, rejects, stats)
 

@@ -102,7 +102,7 @@ def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> 
     if columns.audio != Columns.audio:
         names["file"] = (columns.audio,)
     read = read_rows(folder, name, names, romanized)
-    utterances = _utterances(folder, read.rows, Files(folder, read.bases), columns.splits)
+    utterances = _utterances(folder, read.rows, Files(folder, read.place), columns.splits)
     if limit:
         splits = dict.fromkeys(u.split for u in utterances)
         utterances = [u for s in splits for u in islice((u for u in utterances if u.split == s), limit)]
@@ -119,24 +119,25 @@ def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> 
 def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, str]) -> list[Utterance]:
     """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: 'clips/7.ogg'
     is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. Rows of one file or one id are a problem each."""
-    found = [files.find(row.file) if row.file else None for row in rows]
-    paths = [os.path.abspath(f) if isinstance(f, Path) and not row.problem else None for f, row in zip(found, rows)]
+    found = [files.find(row.file) if row.file and not row.problem else [] for row in rows]
+    paths = [os.path.abspath(f[0]) if len(f) == 1 else None for f in found]
     shared = os.path.commonpath([os.path.dirname(p) for p in paths if p] or [os.path.abspath(folder)])
     utterances: list[Utterance] = []
     kept: dict[str, int] = {}  # id -> its first row
-    for row, audio, path in zip(rows, found, paths):
+    for row, answers, path in zip(rows, found, paths):
         named = PurePosixPath(row.file.replace("\\", "/"))
         identity = os.path.relpath(path or os.path.join(os.path.abspath(folder), named), shared)
         identity = without_suffix(str(named) if identity.startswith("..") else identity) if row.file else f"line {row.line}"
         split = next((splits.get(s, s) for s in (row.split, row.split.lower()) if s in ("", *SPLITS, *splits)), None)
         problem = row.problem
-        if not problem and isinstance(audio, str):
-            problem = f"its file_name fits several files ({audio})"
+        if not problem and not path:
+            names = " and ".join(os.path.relpath(f, folder) for f in answers)
+            problem = f"its name fits several files ({names})" if answers else f"audio missing ({row.file})"
         if not problem and split is None:
             problem = f'split "{row.split}" is none of {", ".join(SPLITS)}: --split-map {row.split}=valid, say'
         if not problem and not all(map(_is_unicode, (identity, row.text, row.speaker, row.chapter))):
             problem = "half a character (a lone surrogate) in its text or name"
-        if not problem and path:
+        if not problem:
             other = utterances[kept[identity]] if identity in kept else None
             if other and os.path.abspath(other.audio) != path:
                 problem = f"its id is another utterance's too (line {other.line})"
@@ -149,7 +150,7 @@ def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, s
                 kept[identity] = len(utterances)
         texts = (identity, row.text, row.speaker or "0", row.chapter, problem)
         identity, text, speaker, chapter, problem = (t.encode("utf-8", "backslashreplace").decode() for t in texts)
-        utterances.append(Utterance(identity, audio if path else None, text, split or "", speaker, chapter, row.line, problem))
+        utterances.append(Utterance(identity, answers[0] if path else None, text, split or "", speaker, chapter, row.line, problem))
     return utterances
 
 

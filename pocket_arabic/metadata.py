@@ -21,6 +21,7 @@ DELIMITERS = {",": "commas", "|": "bars", ";": "semicolons", "\t": "tabs"}
 READABLE = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64")
 CONVERTIBLE = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov", ".ape", ".wv", ".ac3")
 TEXTS = (".lab", ".txt")
+PLACES = ("", "wavs", "wav", "clips", "audio")  # where the files that rows name may lie, below the corpus's folder
 # Words that make a first line with bars a header rather than LJSpeech's first utterance.
 HEADER_WORDS = {
     *("file_name", "filename", "file", "path", "audio", "audio_file", "audio_path", "audio_filepath", "wav", "wav_file"),
@@ -50,7 +51,7 @@ class Rows:
     rows: list[Row]
     raw: bytes  # what the corpus's revision is the SHA-256 of
     notes: list[str] = field(default_factory=list)  # how it was read, a line each
-    bases: tuple[str, ...] = ("", "wavs")  # where a row's file may lie, below the folder
+    place: str = ""  # which of PLACES comes first by the format's rules
 
 
 def read_rows(folder: Path, name: str, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
@@ -215,7 +216,7 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
     note = f"{path}: LJSpeech, {len(rows)} rows"
     note += f", {len(third)} with the text in the third column" if third else ""
     note += f"; the third column of {unread} is no text and not read: if it is the speaker, {header}" if unread else ""
-    return Rows(rows, b"", [note], ("wavs", ""))
+    return Rows(rows, b"", [note], "wavs")
 
 
 def _row(line: int, fields: dict[str, str]) -> Row:
@@ -232,7 +233,7 @@ def _row(line: int, fields: dict[str, str]) -> Row:
 
 def _read_jsonl(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
     """An object a line: strings, or numbers for speaker, chapter and split."""
-    rows, objects = [], 0
+    rows, objects, keys = [], 0, set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -241,10 +242,14 @@ def _read_jsonl(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]
         except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
             rows.append(Row(number, problem=f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})"))
             continue
-        objects += isinstance(value, dict)
+        if isinstance(value, dict):
+            objects, keys = objects + 1, keys | value.keys()
         rows.append(_json_row(number, value, columns))
     if not objects:
         raise UserError(f"{path}: line {rows[0].line}: {rows[0].problem}; write one object a line: jq -c '.[]?' '{path}'")
+    for role, flag in (("file", "--audio-column"), ("text", "--text-column")):
+        if not keys & set(columns[role]):
+            raise UserError(f"{path}: no object has {columns[role][0]} (they have {', '.join(sorted(keys))}); name it with {flag}")
     return Rows(rows, b"", [f"{path}: {len(rows)} objects"])
 
 
@@ -298,7 +303,7 @@ def _read_beside(folder: Path) -> Rows | None:
         row = Row(None, audio.get(stem, texts.get(stem))[0])
         rows.append(row)
         if len(audio.get(stem, ())) != 1:
-            row.problem = f"its text fits several files ({' and '.join(sorted(audio[stem]))})" if stem in audio else "no audio beside the text"
+            row.problem = f"its name fits several files ({' and '.join(sorted(audio[stem]))})" if stem in audio else "no audio beside the text"
         elif len(texts.get(stem, ())) != 1:
             row.problem = "both .lab and .txt beside it; keep one" if stem in texts else "no .lab or .txt beside it"
         else:
@@ -319,7 +324,7 @@ def _read_beside(folder: Path) -> Rows | None:
         row.chapter = "/".join(below) if len(below) > 1 else ""
     speakers = len({row.speaker for row in rows if not row.problem})
     note = f"{folder}: {len(rows)} audio files or texts beside them, {speakers} speaker{'s' * (speakers > 1)}"
-    return Rows(rows, raw, [note], ("",))
+    return Rows(rows, raw, [note])
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -342,7 +347,7 @@ def _elsewhere(folder: Path) -> str:
     other = [f for f in files if f.lower().endswith((".csv", ".tsv", ".jsonl", ".txt", ".json")) and "/" not in f]
     if other:
         new = "metadata.jsonl" if other[0].lower().endswith((".json", ".jsonl")) else "metadata.csv"
-        return f"; if {other[0]} is it, rename it {new}, with a line above that names the columns, file_name and text"
+        return f"; if {other[0]} is it, rename it {new}; its first line must name the columns (file_name,text), or it is LJSpeech's id|text"
     return "; write one with the columns file_name,text (audio paths relative to the folder), or a .lab or .txt beside each wav"
 
 
@@ -350,45 +355,45 @@ def _elsewhere(folder: Path) -> str:
 
 
 class Files:
-    """Finds the files that rows name, each folder listed once.
+    """Finds the files that rows name, each folder listed once: below `place`, or in just one of the other PLACES.
 
     A name counts as the file system of Windows and macOS takes it: / or backslash, in any Unicode form, in upper or lower
     case, if just one file answers to it; an exact name comes first. Without its suffix it is any audio file of that name.
     """
 
-    def __init__(self, folder: Path, bases: tuple[str, ...]):
-        self.folder, self.bases = folder, bases
+    def __init__(self, folder: Path, place: str):
+        self.folder, self.place = folder, place
         self.roots = dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve()))
         self.listings: dict[Path, _Listing] = {}
 
-    def find(self, name: str) -> Path | str | None:
-        """The file; a str if several answer, which tells them; None if none does."""
-        several = None
+    def find(self, name: str) -> list[Path]:
+        """The files that answer to a name: none, one, or those it does not tell apart."""
+        if "\0" in name:
+            return []
         for given in dict.fromkeys((name, _name(name), _name(name).replace("\\", "/"))):
-            for base in self.bases:
-                found = self._find(base, given)
-                if isinstance(found, Path):
-                    return found
-                several = several or found
-        return several
+            found = self._find(self.place, given)
+            if not found and not given.startswith("/"):
+                found = [path for place in PLACES if place != self.place for path in self._find(place, given)]
+            if found:
+                return found
+        return []
 
-    def _find(self, base: str, name: str) -> Path | str | None:
+    def _find(self, place: str, name: str) -> list[Path]:
         path = PurePosixPath(name)
         at = self.folder
         if path.is_absolute():
+            if not any(map(path.is_relative_to, self.roots)):  # perhaps by a link
+                path = PurePosixPath(os.path.realpath(path.parent), path.name)
             root = next((root for root in self.roots if path.is_relative_to(root)), None)
             if root is None:
                 at, path = Path("/").joinpath(*path.parts[:-1]), PurePosixPath(path.name)
             else:
                 path = path.relative_to(root)
         else:
-            path = base / path
+            path = place / path
         for part in path.parts[:-1]:
             at = at / (part if part == ".." else self._listing(at).folder(part) or part)
-        found = self._listing(at).files(path.name) if path.name else []
-        if len(found) > 1:
-            return " and ".join(found)
-        return at / found[0] if found else None
+        return [at / found for found in self._listing(at).files(path.name)]
 
     def _listing(self, folder: Path) -> "_Listing":
         if folder not in self.listings:
@@ -403,7 +408,7 @@ class _Listing:
         self.stems: dict[str, list[str]] = {}
         try:
             entries = sorted((entry.name, entry.is_file(), entry.is_dir()) for entry in os.scandir(folder))
-        except (OSError, ValueError):  # not there, or no name for a folder
+        except OSError:  # not there, or too long a name
             entries = []
         for name, is_file, is_dir in entries:
             if is_file or is_dir:

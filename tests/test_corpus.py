@@ -4,8 +4,10 @@ A case is a folder's files, data_prep's extra flags and what must come of it. `a
 a tone; "نَعَمْ نَعَمْ." (six letters) is a text that fits it.
 """
 
+import io
 import json
 import sys
+import time
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import data_prep
 from pocket_arabic.audio import AudioError, decode, mono, resample
 from pocket_arabic.cache import Cache
 from pocket_arabic.corpus import Utterance, _hub_id, open_corpus
-from pocket_arabic.run import command, read_jsonl
+from pocket_arabic.run import UserError, command, read_jsonl
 
 RATE = 24000
 YES, NO = "نَعَمْ نَعَمْ.", "لَا لَا لَا."
@@ -93,9 +97,7 @@ CASES = {
     "a quotation mark closed by the end of a later row": Case(
         three(**{"metadata.csv": csv(f'a.wav,"{YES}', f"b.wav,{NO}", f'c.wav,{YES}"')}), {"b": NO, "c": YES}, {2: "quotation mark"}
     ),
-    "quotation marks as they are typed": Case(
-        three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}), {"a": YES, "b": YES, "c": YES}
-    ),
+    "quotation marks as they are typed": Case(three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}), {"a": YES, "b": YES, "c": YES}),
     "a line break and U+2028 inside a text": Case(
         three(**{"metadata.csv": csv('a.wav,"نَعَمْ\nنَعَمْ."', "b.wav,نَعَمْ\u2028نَعَمْ.", f"x.wav,{NO}")}), {"a": YES, "b": YES}, {5: "audio missing"}
     ),
@@ -158,13 +160,9 @@ CASES = {
     "LJSpeech: the third column has lost the marks": Case(
         {"wavs/1.wav": True, "metadata.csv": f"1|{YES}|نعم نعم\n"}, says=("the second column has its vowel marks", "write a header")
     ),
-    "LJSpeech in Latin letters: bars are letters too": Case(
-        {"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)
-    ),
+    "LJSpeech in Latin letters: bars are letters too": Case({"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)),
     # --- ids and names
-    "the same name in two folders": Case(
-        {"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")}, {"x/1": YES, "y/1": NO}
-    ),
+    "the same name in two folders": Case({"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")}, {"x/1": YES, "y/1": NO}),
     "names as other systems write them": Case(
         {
             **{"clips/a.wav": True, "clips/B.WAV": True, unicodedata.normalize("NFD", "clips/آخر.wav"): True, "clips/1.wav": True, "clips/two words.wav": True},
@@ -218,15 +216,9 @@ CASES = {
             15: "split is true or false",
         },
     ),
-    "jsonl: one array": Case(
-        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1: a list where an object", "jq -c")
-    ),
-    "jsonl: one array over many lines": Case(
-        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1: not JSON", "jq -c")
-    ),
-    "two kinds of metadata": Case(
-        three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}), says=("metadata.csv and metadata.jsonl", "keep one")
-    ),
+    "jsonl: one array": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1: a list where an object", "jq -c")),
+    "jsonl: one array over many lines": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1: not JSON", "jq -c")),
+    "two kinds of metadata": Case(three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}), says=("metadata.csv and metadata.jsonl", "keep one")),
     # --- a text beside each file
     ".lab and .txt, speakers' folders, what is not a pair": Case(
         {
@@ -242,6 +234,23 @@ CASES = {
         says=("2 speakers",),
     ),
     "no text anywhere": Case({"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)),
+    "files in the places they usually have; the folder itself comes first, and elsewhere a name must be one file's": Case(
+        {
+            **{"wavs/a.wav": True, "a.wav": tone(3), "clips/b.mp3.wav": True, "audio/c.wav": True, "wav/c.wav": True},
+            "metadata.csv": csv(f"a|{YES}", f"b.mp3|{YES}", f"c|{YES}", header="id|text"),
+        },
+        {"a": YES, "clips/b.mp3": YES},
+        {4: "fits several files (wav/c.wav and audio/c.wav)"},
+        flags=("--audio-column", "id"),
+    ),
+    "jsonl: other names": Case(
+        three(**{"metadata.jsonl": json.dumps({"audio_filepath": "a.wav", "text": YES})}),
+        says=("no object has file_name (they have audio_filepath, text)", "--audio-column"),
+    ),
+    "paths of another machine": Case(
+        three(**{"metadata.csv": f"/home/somebody/a (1).wav|{YES}\n/home/somebody/b.wav|{NO}\n"}),
+        says=("none of its 2 utterances", "audio missing (/home/somebody/a (1).wav), lines 1, 2"),
+    ),
     "metadata in a folder of it": Case({"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")),
     "metadata.csv is a folder": Case({"metadata.csv": {}, "a.wav": True}, says=("no metadata.csv in it",)),
     # --- encodings
@@ -273,9 +282,7 @@ CASES = {
             **{6: "audio missing", 7: "audio unreadable", 8: "stands twice (line 3)"},
         },
     ),
-    "nothing but m4a": Case(
-        {"a.m4a": b"", "b.m4a": b"", "metadata.csv": csv(f"a.m4a,{YES}", f"b.m4a,{NO}")}, says=("none of its 2 utterances", "ffmpeg", "lines 2, 3")
-    ),
+    "nothing but m4a": Case({"a.m4a": b"", "b.m4a": b"", "metadata.csv": csv(f"a.m4a,{YES}", f"b.m4a,{NO}")}, says=("none of its 2 utterances", "ffmpeg", "lines 2, 3")),
     "half of a text, half of a clip": Case(
         {
             **{f"{i}.wav": True for i in range(8)},
@@ -322,3 +329,168 @@ def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
 
 def utterances(folder: Path, **options) -> list[Utterance]:
     return [u for shard in open_corpus(str(folder), **options).open()[0] for u in shard()]
+
+
+# --- the readers, on generated files ----------------------------------------------------------------------------------
+
+CELLS = st.lists(
+    st.sampled_from([",", "|", ";", "\t", '"', "\n", "\r\n", " ", "a.wav", "b.wav", YES, "نعم", "\u2028", "\x85", "\0", "text", "file_name", "\u200f", "\\", "/", ".."])
+).map("".join)
+OBJECT = '{"file_name": "a.wav", "text": "نعم"}\n'
+JSON = ["{", "}", "[", "]", '"', ":", ",", "\n", "1", "null", "true", "NaN", '"file_name"', '"text"', '"a.wav"', '"\\ud800"', OBJECT]
+PIECES = st.lists(st.sampled_from(JSON)).map("".join)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(head=st.sampled_from(["file_name,text\n", "text|file_name|split\n", "a|نعم\n", "\ufefffile_name;text\r\n", ""]), body=CELLS)
+def test_any_csv_is_read_or_refused(tmp_path, head, body):
+    """Every line is of some row, kept or with its problem, or empty; or the file is refused in one line."""
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "metadata.csv").write_bytes((head + body).encode())
+    try:
+        found = utterances(tmp_path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    lines = list(io.StringIO((head + body), newline=""))
+    at = [u.line for u in found]
+    assert at == sorted(set(at))
+    if '"' not in body:  # then no field holds a line
+        blank = [i for i, line in enumerate(lines, 1) if not line.strip(" ,;|\t\r\n\x85\u2028\ufeff")]
+        assert set(range(1, len(lines) + 1)) - set(at) <= {*blank, 1 + next(i for i, line in enumerate(lines) if line.strip())}
+    assert all(u.problem or (u.audio == tmp_path / "a.wav" and u.text) for u in found)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=PIECES)
+def test_any_jsonl_is_read_or_refused(tmp_path, body):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "metadata.jsonl").write_bytes(body.encode())
+    try:
+        found = utterances(tmp_path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert [u.line for u in found] == [i for i, line in enumerate(body.split("\n"), 1) if line.strip()]
+    assert all(u.problem or (u.audio == tmp_path / "a.wav" and u.text) for u in found)
+    json.dumps([vars(u) | {"audio": None} for u in found], ensure_ascii=False).encode()  # as the manifest is written
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["metadata.csv", "metadata.jsonl", "a.lab"]), content=st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(tmp_path, name, content):
+    folder = tmp_path / name
+    write(folder, {"a.wav": b"", name: content})
+    try:
+        utterances(folder)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_paths_of_every_form_give_one_id(tmp_path, monkeypatch):
+    """Relative, absolute, through a link, with dots: one file, one id, found; a link in a circle ends nothing."""
+    write(tmp_path / "real", {"clips/a.wav": b"", "clips/b.wav": b"", "clips/c.wav": b"", "clips/d.wav": b"", "metadata.csv": ""})
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "clips" / "circle").symlink_to(tmp_path / "real")
+    names = ["clips/a.wav", tmp_path / "real" / "clips" / "b.wav", tmp_path / "link" / "clips" / "c.wav", "clips/../clips/./d.wav"]
+    (tmp_path / "real" / "metadata.csv").write_text(csv(*(f"{n},{YES}" for n in names)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("real", "link", "./real/", tmp_path / "link"):
+        found = utterances(folder)
+        assert [(u.id, u.problem) for u in found] == [(i, "") for i in "abcd"] and all(u.audio.exists() for u in found)
+    write(tmp_path / "real" / "clips", {"a.lab": YES})
+    (tmp_path / "real" / "metadata.csv").unlink()
+    assert [u.id for u in utterances("link") if not u.problem] == ["a"]
+
+
+def test_a_text_folder_is_another_corpus_when_a_text_changes(tmp_path):
+    write(tmp_path, {"a.wav": b"", "a.lab": YES, "b.wav": b"", "b.lab": NO})
+    before = open_corpus(str(tmp_path)).revision
+    (tmp_path / "b.lab").write_text(YES, encoding="utf-8")
+    assert open_corpus(str(tmp_path)).revision != before
+
+
+def test_large_metadata_is_read_in_seconds(tmp_path):
+    """100,000 quoted rows, one in ten with a quotation mark that nothing closes: each costs its own line only."""
+    write(tmp_path, {"a.wav": b"", "metadata.csv": csv(*(f'{i}.wav,"{YES}{"" if i % 10 == 0 else chr(34)}' for i in range(100_000)))})
+    start = time.monotonic()
+    found = utterances(tmp_path)
+    assert len(found) == 100_000 and sum("quotation" in u.problem for u in found) == 10_000
+    assert time.monotonic() - start < 60
+
+
+def test_files_of_the_hub_keep_their_folders():
+    """ClArTTS's names are ids as ever; two folders may hold one name; a path of the owner's machine is not an id."""
+    assert _hub_id("ch_20_arabic_tts_dataset_48.wav") == "ch_20_arabic_tts_dataset_48" and _hub_id("1.5.flac") == "1.5"
+    assert _hub_id("x/1.wav") == "x/1" and _hub_id("y\\1.wav") == "y/1"
+    assert _hub_id("/root/x/1.wav") == _hub_id("hf://datasets/x/1.wav") == _hub_id("../1.wav") == _hub_id("C:\\x\\1.wav") == "1"
+
+
+# --- audio ------------------------------------------------------------------------------------------------------------
+
+
+def test_channels_that_cancel_give_way_to_the_loudest():
+    """One channel stays as it is; alike and unlike ones are mixed; where the mean would lose the voice, the loudest is taken."""
+    voice, noise = tone().astype(np.float32), np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
+    for channels, how, expected in (
+        ([voice], "", voice),
+        ([voice, voice], "mean of 2", voice),
+        ([noise, noise[::-1]], "mean of 2", (noise + noise[::-1]) / 2),  # 3 dB down
+        ([voice, -voice], "loudest of 2", voice),
+        ([voice, -0.9 * voice], "loudest of 2", voice),
+        ([0 * voice, voice], "loudest of 2", voice),  # 6 dB down
+        ([0.01 * noise, 0.01 * noise, voice, 0 * voice, 0.01 * noise, 0.01 * noise], "loudest of 6", voice),
+    ):
+        found, said = mono(np.stack(channels, 1))
+        assert said == how and found.flags.c_contiguous
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_rates_that_would_take_gigabytes_are_told(tmp_path):
+    for rate in (8000, 11025, 16000, 22050, 22255, 40100, 44056, 44100, 48000, 96000):
+        assert len(resample(tone(0.1, rate).astype(np.float32), rate, RATE)) == pytest.approx(0.1 * RATE, abs=2)
+    for rate in (44101, 47999):
+        with pytest.raises(AudioError, match=f"{rate} Hz, an odd rate; convert it: ffmpeg -i FILE -ar 24000"):
+            resample(tone(0.1, rate).astype(np.float32), rate, RATE)
+
+
+def test_a_chapter_in_one_file_is_not_read(tmp_path):
+    """An hour of stereo would be 1.3 GB; its header says enough."""
+    sf.write(tmp_path / "a.wav", np.zeros(8000 * 60, np.int16), 8000)
+    with pytest.raises(AudioError, match="too long"):
+        decode(tmp_path / "a.wav", 59)
+    assert len(decode(tmp_path / "a.wav", 60)[0]) == 8000 * 60
+
+
+# --- the page to look at ----------------------------------------------------------------------------------------------
+
+
+def pair(i: int, rate: float, level: float = -20, speaker: str = "0") -> dict:
+    row = {"id": str(i), "speaker": speaker, "letters_per_sec": rate, "level_db": level, "duration_sec": 2.0}
+    return row | {"raw_level_db": level, "text_norm": "هَلْ $شَرِبَ$؟ $x_$"}
+
+
+def test_suspects_are_measured_against_their_speaker():
+    """A fast speaker's usual pair is no suspect, a slow one's of the same rate is; all that are far are kept, not six."""
+    rows = [pair(i, 8) for i in range(40)] + [pair(i, 16, speaker="fast") for i in range(40, 80)]
+    rows[3]["letters_per_sec"], rows[50]["letters_per_sec"], rows[7]["level_db"] = 16.0, 8.0, -40.0
+    found = data_prep.suspects(rows, {"3": 5})
+    assert [(p["id"], p["line"], p["far"]) for p in found["fastest"][:2]] == [("3", 5, True), ("0", None, False)]
+    assert [(p["id"], p["rate"]) for p in found["slowest"] if p["far"]] == [("50", 0.5)] and found["quietest"][0]["id"] == "7"
+    for i in range(20, 40):
+        rows[i]["letters_per_sec"] = 4.9
+    assert sum(p["far"] for p in data_prep.suspects(rows + [pair(i, 8) for i in range(80, 120)], {})["slowest"]) == 21
+
+
+def test_the_page_draws_what_texts_and_reasons_hold(tmp_path):
+    """Dollars are Buckwalter's ش, not the start of a formula; a name may be long; no reject is no error."""
+    figure, axes = data_prep.plt.subplots(2)
+    data_prep.plot_pairs(axes[0], "slowest", data_prep.suspects([pair(i, i + 1) for i in range(9)], {"0": 7})["slowest"])
+    data_prep.plot_rejects(axes[1], data_prep.by_reason([{"id": "$a$_{", "reason": '"$" $x_ cannot be said'}] * 3 + [{"id": "b", "reason": "no text", "line": 9}]), 20)
+    figure.savefig(tmp_path / "page.png")
+    shown = [text.get_text() for text in axes[0].texts]
+    assert shown[0] == "line 7" and "1.0 letters/s, 0.20 of the usual" in shown[1] and len(shown) == 3 * data_prep.SUSPECTS
+    assert [t.get_text() for t in axes[1].texts] == [' 3  "$" $x_ cannot be said: $a$_{, $a$_{, $a$_{', " 1  no text: line 9"]
+    axes[1].clear()
+    data_prep.plot_rejects(axes[1], {}, 9)
+    figure.savefig(tmp_path / "page.png")
