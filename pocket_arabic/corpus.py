@@ -95,7 +95,7 @@ def open_corpus(
 def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> Corpus:
     folder = ROOT / "demo" / "corpus" if name == "demo" else Path(name)
     if not folder.is_dir():
-        what = "is a file; unpack it if it is an archive, and" if folder.is_file() else "no such folder;"
+        what = "is a file (an archive: unpack it);" if folder.is_file() else "no such folder;"
         raise UserError(f"--corpus {name}: {what} give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo")
     names = {"file": ("file_name", "audio"), "text": (columns.text,), "speaker": (columns.speaker or "speaker",)}
     names |= {"split": ("split",), "chapter": ("chapter",)}

@@ -115,7 +115,8 @@ def _name(value: str) -> str:
 
 
 def _read_csv(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
-    first = next(i for i, line in enumerate(lines) if line.strip())
+    # Excel's "sep=;" says only which delimiter follows, and the header shows that.
+    first = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line.strip("\n\r"))), 0)
     headers = {d: [_name(f).lower() for f in _fields(lines[first], d)] for d in DELIMITERS}
     wanted = {role: [_name(column).lower() for column in names] for role, names in columns.items()}
     delimiter = next((d for d, h in headers.items() if all(set(wanted[r]) & set(h) for r in ("file", "text"))), None)
@@ -143,9 +144,12 @@ def _read_table(lines: list[str], first: int, path: Path, wanted: dict[str, list
     if twice:
         raise UserError(f"{path}: line {first + 1} names two columns {twice}; rename one of them")
 
+    files = Files(path.parent, "")
+
     def is_row(line: str) -> bool:
         fields = _fields(line, delimiter)
-        return len(fields) == len(names) and fields[roles["file"]].strip().lower().endswith(READABLE + CONVERTIBLE)
+        file = fields[roles["file"]].strip() if len(fields) == len(names) else ""
+        return bool(file) and (file.lower().endswith(READABLE + CONVERTIBLE) or bool(files.find(file)))
 
     rows = []
     for line, fields in _records(lines, first + 1, delimiter, is_row):
@@ -181,7 +185,7 @@ def _records(lines: list[str], at: int, delimiter: str, is_row) -> Iterator[tupl
         except csv.Error:
             # Marks inside a field, as in: 1.wav,"قال" ثم ذهب. csv's default takes them as they stand; strict does not.
             fields = _fields(lines[at], delimiter) if lines[at].count('"') % 2 == 0 else None
-        if length > 1 and any(is_row(lines[i]) for i in range(at + 1, at + length)):
+        if length > 1 and any(is_row(line) for field in fields if "\n" in field for line in field.split("\n")):
             fields, length = None, 1
         yield at + 1, fields
         at += length
@@ -246,7 +250,8 @@ def _read_jsonl(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]
             objects, keys = objects + 1, keys | value.keys()
         rows.append(_json_row(number, value, columns))
     if not objects:
-        raise UserError(f"{path}: line {rows[0].line}: {rows[0].problem}; write one object a line: jq -c '.[]?' '{path}'")
+        each = "'.[]'" if "".join(lines).lstrip().startswith("[") else "."
+        raise UserError(f"{path}: line {rows[0].line} is {rows[0].problem}; write one object a line: jq -c {each} '{path}'")
     for role, flag in (("file", "--audio-column"), ("text", "--text-column")):
         if not keys & set(columns[role]):
             raise UserError(f"{path}: no object has {columns[role][0]} (they have {', '.join(sorted(keys))}); name it with {flag}")
@@ -272,7 +277,7 @@ def _json_row(line: int, value: object, columns: dict[str, tuple[str, ...]]) -> 
         if given is None or (number and given != given):  # null, or pandas' NaN
             given = ""
         elif number:
-            given = f"{given:g}" if isinstance(given, float) else str(given)
+            given = str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
         elif not isinstance(given, str):
             return Row(line, fields.get("file", ""), problem=f"{key} is {_kind(given)}, not a string")
         fields[role] = given
@@ -340,7 +345,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _elsewhere(folder: Path) -> str:
     """What the folder has instead, and what to do about it."""
-    files = sorted(_walk(folder))
+    files = sorted(f for f in _walk(folder) if (folder / f).is_file())
     below = [f for f in files if os.path.basename(f) in ("metadata.csv", "metadata.jsonl")]
     if below:
         return f"; {below[0]} lies in a folder of it: give --corpus {(folder / below[0]).parent}"

@@ -97,6 +97,12 @@ CASES = {
     "a quotation mark closed by the end of a later row": Case(
         three(**{"metadata.csv": csv(f'a.wav,"{YES}', f"b.wav,{NO}", f'c.wav,{YES}"')}), {"b": NO, "c": YES}, {2: "quotation mark"}
     ),
+    "a quotation mark closed by a later row, of files without suffix and after the text": Case(
+        three(**{"metadata.csv": csv(f'"{YES},a', f"{NO},b", f'{NO}",c', header="text,file_name")}), {"b": NO, "c": NO}, {2: "quotation mark"}
+    ),
+    "Excel's first line; a text of several lines before its file": Case(
+        three(**{"metadata.csv": csv('"نَعَمْ\n\nنَعَمْ.";a.wav', f"{NO};b.wav", header="sep=;\r\ntext;file_name")}), {"a": YES, "b": NO}
+    ),
     "quotation marks as they are typed": Case(three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}), {"a": YES, "b": YES, "c": YES}),
     "a line break and U+2028 inside a text": Case(
         three(**{"metadata.csv": csv('a.wav,"نَعَمْ\nنَعَمْ."', "b.wav,نَعَمْ\u2028نَعَمْ.", f"x.wav,{NO}")}), {"a": YES, "b": YES}, {5: "audio missing"}
@@ -188,7 +194,7 @@ CASES = {
                 "d.wav": True,
                 "metadata.jsonl": "\n".join(
                     [
-                        json.dumps({"file_name": "a.wav", "text": YES, "speaker": 7, "chapter": 3.0, "more": []}),
+                        json.dumps({"file_name": "a.wav", "text": YES, "speaker": 7, "chapter": 1234567.0, "more": []}),
                         json.dumps({"file_name": "b.wav", "text": "نَعَمْ\u2028نَعَمْ.", "speaker": None, "chapter": float("nan")}, ensure_ascii=False),
                         '{"file_name": "c.wav", "text": null}',
                         '{"file_name": "c.wav"}',
@@ -216,8 +222,8 @@ CASES = {
             15: "split is true or false",
         },
     ),
-    "jsonl: one array": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1: a list where an object", "jq -c")),
-    "jsonl: one array over many lines": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1: not JSON", "jq -c")),
+    "jsonl: one array": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1 is a list where an object", "jq -c")),
+    "jsonl: one array over many lines": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1 is not JSON", "jq -c")),
     "two kinds of metadata": Case(three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}), says=("metadata.csv and metadata.jsonl", "keep one")),
     # --- a text beside each file
     ".lab and .txt, speakers' folders, what is not a pair": Case(
