@@ -84,7 +84,7 @@ def open_corpus(
 
     Raises UserError.
     """
-    if name == "clartts" or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()):
+    if name == "clartts" or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)):
         return _hub(CLARTTS if name == "clartts" else name, limit, columns or Columns(), revision, first)
     return _folder(name, limit, columns or Columns(), romanized)
 
@@ -94,8 +94,8 @@ def open_corpus(
 
 def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> Corpus:
     folder = ROOT / "demo" / "corpus" if name == "demo" else Path(name)
-    if not folder.is_dir():
-        what = "is a file (an archive: unpack it);" if folder.is_file() else "no such folder;"
+    if not os.path.isdir(folder):
+        what = "is a file (an archive: unpack it);" if os.path.isfile(folder) else "no such folder;"
         raise UserError(f"--corpus {name}: {what} give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo")
     names = {"file": ("file_name", "audio"), "text": (columns.text,), "speaker": (columns.speaker or "speaker",)}
     names |= {"split": ("split",), "chapter": ("chapter",)}

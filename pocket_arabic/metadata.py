@@ -57,7 +57,7 @@ class Rows:
 def read_rows(folder: Path, name: str, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
     """A folder -> its rows in order. `columns`: what a header or an object may call a Row's file, text, split, speaker and
     chapter. `romanized`: texts are in Latin letters. Raises UserError, where `name` is the corpus's."""
-    found = [folder / f for f in ("metadata.csv", "metadata.jsonl") if (folder / f).is_file()]
+    found = [folder / f for f in ("metadata.csv", "metadata.jsonl") if os.path.isfile(folder / f)]
     if len(found) == 2:
         raise UserError(f"--corpus {name}: has metadata.csv and metadata.jsonl; keep one of them")
     if not found:
@@ -316,12 +316,12 @@ def _read_beside(folder: Path) -> Rows | None:
             try:
                 content = file.read_bytes()
                 raw += f"{row.file}\0".encode("utf-8", "surrogateescape") + content + b"\0"
-                row.text = " ".join(decode(content, file).split())
+                row.text = " ".join(decode(content, Path("FILE")).split())
                 row.problem = "" if row.text else "no text"
             except OSError as error:
                 row.problem = f"its text cannot be read ({error.strerror})"
             except UserError as error:
-                row.problem = str(error)
+                row.problem = "its text " + re.sub(r"^FILE: (line \d+ )?| \(byte 0x..\)", "", str(error))  # alike for alike ones
     shared = os.path.commonpath([os.path.dirname(row.file) for row in rows if not row.problem] or [""])
     for row in rows:
         below = PurePosixPath(row.file).parts[len(PurePosixPath(shared).parts) : -1]
@@ -345,7 +345,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _elsewhere(folder: Path) -> str:
     """What the folder has instead, and what to do about it."""
-    files = sorted(f for f in _walk(folder) if (folder / f).is_file())
+    files = sorted(f for f in _walk(folder) if os.path.isfile(folder / f))
     below = [f for f in files if os.path.basename(f) in ("metadata.csv", "metadata.jsonl")]
     if below:
         return f"; {below[0]} lies in a folder of it: give --corpus {(folder / below[0]).parent}"
