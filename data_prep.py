@@ -7,9 +7,9 @@ Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the 
                   metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
                   metadata.jsonl  objects with the same names
                   a .lab or .txt  beside each audio file; a folder in it is a speaker
-                  in UTF-8. A row that breaks its format's rules is a reject with its line, never guessed at. An id is the
-                  file's path below the folder that all files share, without its suffix. Of several channels the mean is
-                  taken, or where they cancel or only some speak, the loudest;
+                  all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id
+                  is the file's path below the folder that all files share, without its suffix. Of several channels the
+                  mean is taken, or where they cancel or only some speak, the loudest;
         --base:   the Pocket TTS model whose codec encodes the audio (`english`, `demo`, a CONFIG.yaml).
 Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), codes.npy with --codes,
         rejects.jsonl (id, reason, line), voice.wav (a reference prompt), stats.json, stats.png (look at it: rejects by
@@ -342,7 +342,14 @@ def far(rate: float, kind: str) -> bool:
     return rate * FAR < 1 if kind == "slowest" else rate > FAR if kind == "fastest" else False
 
 
-def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, tokenizer, symbols: dict, lines: dict[str, int] | None = None) -> dict:
+def statistics(
+    rows: list[dict],
+    rejects: list[dict],
+    latents: np.ndarray,
+    tokenizer,
+    symbols: dict,
+    lines: dict[str, int] | None = None,
+) -> dict:
     """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation, suspects; latents [frames, 32]."""
     total, square = np.zeros(32), np.zeros(32)
     for first in range(0, len(latents), 1 << 16):  # in pieces: memory does not grow with the corpus
@@ -417,8 +424,10 @@ def plot_pairs(axes, kind: str, pairs: list[dict]) -> None:
     axes.set_title(f"{kind}: listen to these", loc="left")
     for i, pair in enumerate(pairs[:SUSPECTS]):
         place = f"line {pair['line']}" if pair["line"] else short(pair["id"], 28)
-        odd = f"{pair['level_db']:.0f} dB" if kind == "quietest" else f"{pair['letters_per_sec']:.1f} letters/s, {pair['rate']:.2f} of the usual"
-        style = {"transform": axes.transAxes, "va": "center", "parse_math": False, "color": "tab:red" if pair["far"] else "black"}
+        rate = f"{pair['letters_per_sec']:.1f} letters/s, {pair['rate']:.2f} of the usual"
+        odd = f"{pair['level_db']:.1f} dB" if kind == "quietest" else rate
+        style = {"transform": axes.transAxes, "va": "center", "parse_math": False}
+        style["color"] = "tab:red" if pair["far"] else "black"
         y = 1 - (i + 0.5) / SUSPECTS
         axes.text(0, y, place, **style)
         axes.text(0.17, y, f"{odd}, {pair['duration_sec']:.1f} s", **style)
@@ -444,7 +453,8 @@ def report(args: argparse.Namespace, rows: list[dict], rejects: list[dict], stat
     for kind in ("slowest", "fastest"):
         odd = [pair for pair in stats["suspects"][kind] if pair["far"]]
         if odd:
-            print(f"{len(odd)} read over {FAR} times {kind.replace('est', 'er')} than their speaker's usual, perhaps another text's: {places(odd)}")
+            usual = f"read over {FAR} times {kind.replace('est', 'er')} than their speaker's usual"
+            print(f"{len(odd)} {usual}, perhaps another text's: {places(odd)}")
     print(f"cache: {args.out}; look at {args.out / 'stats.png'} before you train")
 
 

@@ -27,8 +27,8 @@ NETWORK = "check the network; the same command continues"
 
 @dataclass(frozen=True)
 class Utterance:
-    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none. `problem`: why its row cannot be
-    used at all."""
+    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none. `problem`: why its row cannot
+    be used at all."""
 
     id: str
     audio: Path | bytes | tuple[np.ndarray, int] | None
@@ -96,7 +96,8 @@ def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> 
     folder = ROOT / "demo" / "corpus" if name == "demo" else Path(name)
     if not os.path.isdir(folder):
         what = "is a file (an archive: unpack it);" if os.path.isfile(folder) else "no such folder;"
-        raise UserError(f"--corpus {name}: {what} give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo")
+        give = "give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo"
+        raise UserError(f"--corpus {name}: {what} {give}")
     names = {"file": ("file_name", "audio"), "text": (columns.text,), "speaker": (columns.speaker or "speaker",)}
     names |= {"split": ("split",), "chapter": ("chapter",)}
     if columns.audio != Columns.audio:
@@ -117,8 +118,8 @@ def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> 
 
 
 def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, str]) -> list[Utterance]:
-    """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: 'clips/7.ogg'
-    is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. Rows of one file or one id are a problem each."""
+    """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: if all lie
+    in clips/, 'clips/7.ogg' is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. A second row of an id is a problem."""
     found = [files.find(row.file) if row.file and not row.problem else [] for row in rows]
     paths = [os.path.abspath(f[0]) if len(f) == 1 else None for f in found]
     shared = os.path.commonpath([os.path.dirname(p) for p in paths if p] or [os.path.abspath(folder)])
@@ -127,7 +128,8 @@ def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, s
     for row, answers, path in zip(rows, found, paths):
         named = PurePosixPath(row.file.replace("\\", "/"))
         identity = os.path.relpath(path or os.path.join(os.path.abspath(folder), named), shared)
-        identity = without_suffix(str(named) if identity.startswith("..") else identity) if row.file else f"line {row.line}"
+        identity = without_suffix(str(named) if identity.startswith("..") else identity)
+        identity = identity if row.file else f"line {row.line}"
         split = next((splits.get(s, s) for s in (row.split, row.split.lower()) if s in ("", *SPLITS, *splits)), None)
         problem = row.problem
         if not problem and not path:
@@ -150,7 +152,8 @@ def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, s
                 kept[identity] = len(utterances)
         texts = (identity, row.text, row.speaker or "0", row.chapter, problem)
         identity, text, speaker, chapter, problem = (t.encode("utf-8", "backslashreplace").decode() for t in texts)
-        utterances.append(Utterance(identity, answers[0] if path else None, text, split or "", speaker, chapter, row.line, problem))
+        audio = answers[0] if path else None
+        utterances.append(Utterance(identity, audio, text, split or "", speaker, chapter, row.line, problem))
     return utterances
 
 

@@ -24,7 +24,18 @@ TEXTS = (".lab", ".txt")
 PLACES = ("", "wavs", "wav", "clips", "audio")  # where the files that rows name may lie, below the corpus's folder
 # Words that make a first line with bars a header rather than LJSpeech's first utterance.
 HEADER_WORDS = {
-    *("file_name", "filename", "file", "path", "audio", "audio_file", "audio_path", "audio_filepath", "wav", "wav_file"),
+    *(
+        "file_name",
+        "filename",
+        "file",
+        "path",
+        "audio",
+        "audio_file",
+        "audio_path",
+        "audio_filepath",
+        "wav",
+        "wav_file",
+    ),
     *("wav_filename", "id", "text", "sentence", "transcript", "transcription", "normalized_text", "speaker", "split"),
     *("speaker_id", "speaker_name"),
 }
@@ -94,7 +105,9 @@ def decode(raw: bytes, path: Path) -> str:
         order = "LE" if raw[1::2].count(0) > raw[::2].count(0) else "BE"
         raise UserError(f"{path}: is UTF-16 without a byte order mark; {convert.format('UTF-16' + order)}")
     if 0 in raw:
-        raise UserError(f"{path}: line {_line_at(raw, raw.index(0))} holds a zero byte; take it out: tr -d '\\000' < '{path}'")
+        raise UserError(
+            f"{path}: line {_line_at(raw, raw.index(0))} holds a zero byte; take it out: tr -d '\\000' < '{path}'"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +129,7 @@ def _name(value: str) -> str:
 
 def _read_csv(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
     # Excel's "sep=;" says only which delimiter follows, and the header shows that.
-    first = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line.strip("\n\r"))), 0)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.\\s*", line)), 0)
     headers = {d: [_name(f).lower() for f in _fields(lines[first], d)] for d in DELIMITERS}
     wanted = {role: [_name(column).lower() for column in names] for role, names in columns.items()}
     delimiter = next((d for d, h in headers.items() if all(set(wanted[r]) & set(h) for r in ("file", "text"))), None)
@@ -127,7 +140,9 @@ def _read_csv(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]],
         if "|" in lines[first]:
             return _read_ljspeech(lines, path, romanized)
         fix = "write file_name,text above it, with its own delimiter"
-        raise UserError(f"{path}: line {first + 1} is no header, and only LJSpeech's id|text is read without one; {fix}")
+        raise UserError(
+            f"{path}: line {first + 1} is no header, and only LJSpeech's id|text is read without one; {fix}"
+        )
     missing = [role for role in ("file", "text") if not set(wanted[role]) & set(names)] or ["file", "text"]
     flags = " and ".join({"file": "--audio-column", "text": "--text-column"}[role] for role in missing)
     what = " or ".join(wanted[role][0] for role in missing)
@@ -154,11 +169,14 @@ def _read_table(lines: list[str], first: int, path: Path, wanted: dict[str, list
     rows = []
     for line, fields in _records(lines, first + 1, delimiter, is_row):
         if fields is None:
-            rows.append(Row(line, problem="a quotation mark opens a field and none closes it"))
+            rows.append(
+                Row(line, problem="a quotation mark opens a field and none closes it (within 131,072 characters)")
+            )
         elif len(fields) != len(names) and any(f.strip() for f in fields):
             few = f"{len(fields)} field{'s' * (len(fields) > 1)} where the header has {len(names)}"
             quote = "" if len(fields) < len(names) else f": a text with {DELIMITERS[delimiter]} goes in quotation marks"
-            rows.append(Row(line, fields[0].strip(), problem=few + quote))
+            file = next((f.strip() for f in fields if f.strip().lower().endswith(READABLE + CONVERTIBLE)), "")
+            rows.append(Row(line, file, problem=few + quote))
         elif any(f.strip() for f in fields):
             rows.append(_row(line, {role: fields[i] for role, i in roles.items()}))
     unread = [n for i, n in enumerate(names) if i not in roles.values() and n]
@@ -178,13 +196,14 @@ def _records(lines: list[str], at: int, delimiter: str, is_row) -> Iterator[tupl
     """(line number, fields) of each record; None for one whose quotation mark never closes, and the next line is a record
     again. A mark that closes only in a later row (`is_row`) swallowed rows, and counts as never closed."""
     while at < len(lines):
-        reader = csv.reader((lines[i] for i in range(at, len(lines))), delimiter=delimiter, skipinitialspace=True, strict=True)
+        below = (lines[i] for i in range(at, len(lines)))
+        reader = csv.reader(below, delimiter=delimiter, skipinitialspace=True, strict=True)
         length = 1
         try:
             fields, length = next(reader), reader.line_num
         except csv.Error:
             # Marks inside a field, as in: 1.wav,"قال" ثم ذهب. csv's default takes them as they stand; strict does not.
-            fields = _fields(lines[at], delimiter) if lines[at].count('"') % 2 == 0 else None
+            fields = _fields(lines[at], delimiter) or None if lines[at].count('"') % 2 == 0 else None
         if length > 1 and any(is_row(line) for field in fields if "\n" in field for line in field.split("\n")):
             fields, length = None, 1
         yield at + 1, fields
@@ -200,7 +219,9 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
     is_text = (lambda f: any(map(str.isalpha, f))) if romanized else (lambda f: bool(ARABIC.search(f)))
     third = [fields for fields in whole if len(fields) == 3 and is_text(fields[2])]
     if romanized and len({len(fields) for _, fields in split}) > 1:
-        raise UserError(f"{path}: rows of different length, and | is Buckwalter's آ too; {header}, with another delimiter")
+        raise UserError(
+            f"{path}: rows of different length, and | is Buckwalter's آ too; {header}, with another delimiter"
+        )
     if len(third) >= 4 and len({f[2] for f in third}) <= len(third) // 2 < len({f[1] for f in third}):
         raise UserError(f'{path}: the third column repeats ("{third[0][2]}") and so is no text; {header}')
     numbers = {f[1] for f in third} if not any(is_text(f[1]) for f in whole) else ()
@@ -208,7 +229,9 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
         raise UserError(f'{path}: the second column repeats ("{whole[0][1]}") and so is no text; {header}')
     marks = [sum(unicodedata.combining(c) > 0 for f in third for c in f[i]) for i in (1, 2)]
     if marks[0] > 2 * marks[1] and marks[0] > sum(len(f[1]) for f in third) // 4:
-        raise UserError(f"{path}: the second column has its vowel marks and the third, LJSpeech's text, has not; {header}")
+        raise UserError(
+            f"{path}: the second column has its vowel marks and the third, LJSpeech's text, has not; {header}"
+        )
     rows = []
     for line, fields in split:
         if len(fields) in (2, 3):
@@ -244,17 +267,22 @@ def _read_jsonl(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]
         try:
             value = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-            rows.append(Row(number, problem=f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})"))
+            rows.append(
+                Row(number, problem=f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})")
+            )
             continue
         if isinstance(value, dict):
             objects, keys = objects + 1, keys | value.keys()
         rows.append(_json_row(number, value, columns))
     if not objects:
         each = "'.[]'" if "".join(lines).lstrip().startswith("[") else "."
-        raise UserError(f"{path}: line {rows[0].line} is {rows[0].problem}; write one object a line: jq -c {each} '{path}'")
+        raise UserError(
+            f"{path}: line {rows[0].line} is {rows[0].problem}; write one object a line: jq -c {each} '{path}'"
+        )
     for role, flag in (("file", "--audio-column"), ("text", "--text-column")):
         if not keys & set(columns[role]):
-            raise UserError(f"{path}: no object has {columns[role][0]} (they have {', '.join(sorted(keys))}); name it with {flag}")
+            what = f"no object has {columns[role][0]} (they have {', '.join(sorted(keys))})"
+            raise UserError(f"{path}: {what}; name it with {flag}")
     return Rows(rows, b"", [f"{path}: {len(rows)} objects"])
 
 
@@ -308,7 +336,8 @@ def _read_beside(folder: Path) -> Rows | None:
         row = Row(None, audio.get(stem, texts.get(stem))[0])
         rows.append(row)
         if len(audio.get(stem, ())) != 1:
-            row.problem = f"its name fits several files ({' and '.join(sorted(audio[stem]))})" if stem in audio else "no audio beside the text"
+            several = f"its name fits several files ({' and '.join(sorted(audio.get(stem, ())))})"
+            row.problem = several if stem in audio else "no audio beside the text"
         elif len(texts.get(stem, ())) != 1:
             row.problem = "both .lab and .txt beside it; keep one" if stem in texts else "no .lab or .txt beside it"
         else:
@@ -321,7 +350,8 @@ def _read_beside(folder: Path) -> Rows | None:
             except OSError as error:
                 row.problem = f"its text cannot be read ({error.strerror})"
             except UserError as error:
-                row.problem = "its text " + re.sub(r"^FILE: (line \d+ )?| \(byte 0x..\)", "", str(error))  # alike for alike ones
+                # Without line and byte, so that alike ones count as one reason.
+                row.problem = "its text " + re.sub(r"^FILE: (line \d+ )?| \(byte 0x..\)", "", str(error))
     shared = os.path.commonpath([os.path.dirname(row.file) for row in rows if not row.problem] or [""])
     for row in rows:
         below = PurePosixPath(row.file).parts[len(PurePosixPath(shared).parts) : -1]
@@ -352,8 +382,11 @@ def _elsewhere(folder: Path) -> str:
     other = [f for f in files if f.lower().endswith((".csv", ".tsv", ".jsonl", ".txt", ".json")) and "/" not in f]
     if other:
         new = "metadata.jsonl" if other[0].lower().endswith((".json", ".jsonl")) else "metadata.csv"
-        return f"; if {other[0]} is it, rename it {new}; its first line must name the columns (file_name,text), or it is LJSpeech's id|text"
-    return "; write one with the columns file_name,text (audio paths relative to the folder), or a .lab or .txt beside each wav"
+        first = "with file_name,text for its first line, or LJSpeech's id|text"
+        return f"; if {other[0]} is it, rename it {new}" + (f", {first}" if new.endswith("csv") else "")
+    return (
+        "; write one with the columns file_name,text (paths relative to the folder), or a .lab or .txt beside each wav"
+    )
 
 
 # --- the files that rows name -----------------------------------------------------------------------------------------

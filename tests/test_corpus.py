@@ -74,7 +74,13 @@ CASES = {
         says=("a header with commas, 3 rows",),
     ),
     "bars, columns in another order, one not read": Case(
-        {"wav/a.wav": True, "wav/b.wav": True, "metadata.csv": csv(f"{YES}|7|2.0|wav/a.wav", f"{NO}|8|2.0|wav/b.wav", header="Text|speaker|Seconds|file_name")},
+        {
+            "wav/a.wav": True,
+            "wav/b.wav": True,
+            "metadata.csv": csv(
+                f"{YES}|7|2.0|wav/a.wav", f"{NO}|8|2.0|wav/b.wav", header="Text|speaker|Seconds|file_name"
+            ),
+        },
         {"a": YES, "b": NO},
         says=("a header with bars", "not read: seconds"),
     ),
@@ -84,7 +90,9 @@ CASES = {
         says=("semicolons",),
     ),
     "tabs, lines that end in CR alone": Case(
-        three(**{"metadata.csv": csv(f"a.wav\t{YES}", f"b.wav\t{NO}", header="file_name\ttext", end="\r")}), {"a": YES, "b": NO}, says=("tabs",)
+        three(**{"metadata.csv": csv(f"a.wav\t{YES}", f"b.wav\t{NO}", header="file_name\ttext", end="\r")}),
+        {"a": YES, "b": NO},
+        says=("tabs",),
     ),
     "too many fields, too few": Case(
         three(**{"metadata.csv": csv(f"a.wav,{YES}", "b.wav,نَعَمْ, نَعَمْ", "c.wav")}),
@@ -92,42 +100,76 @@ CASES = {
         {3: "3 fields where the header has 2: a text with commas", 4: "1 field where"},
     ),
     "a quotation mark that nothing closes, before other quoted rows and at the end": Case(
-        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f'b.wav,"{NO}"', f'c.wav,"{YES}')}), {"b": NO}, {2: "quotation mark", 4: "quotation mark"}
+        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f'b.wav,"{NO}"', f'c.wav,"{YES}')}),
+        {"b": NO},
+        {2: "quotation mark", 4: "quotation mark"},
     ),
     "a quotation mark closed by the end of a later row": Case(
-        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f"b.wav,{NO}", f'c.wav,{YES}"')}), {"b": NO, "c": YES}, {2: "quotation mark"}
+        three(**{"metadata.csv": csv(f'a.wav,"{YES}', f"b.wav,{NO}", f'c.wav,{YES}"')}),
+        {"b": NO, "c": YES},
+        {2: "quotation mark"},
     ),
     "a quotation mark closed by a later row, of files without suffix and after the text": Case(
-        three(**{"metadata.csv": csv(f'"{YES},a', f"{NO},b", f'{NO}",c', header="text,file_name")}), {"b": NO, "c": NO}, {2: "quotation mark"}
+        three(**{"metadata.csv": csv(f'"{YES},a', f"{NO},b", f'{NO}",c', header="text,file_name")}),
+        {"b": NO, "c": NO},
+        {2: "quotation mark"},
     ),
     "Excel's first line; a text of several lines before its file": Case(
-        three(**{"metadata.csv": csv('"نَعَمْ\n\nنَعَمْ.";a.wav', f"{NO};b.wav", header="sep=;\r\ntext;file_name")}), {"a": YES, "b": NO}
+        three(**{"metadata.csv": csv('"نَعَمْ\n\nنَعَمْ.";a.wav', f"{NO};b.wav", header="sep=;\r\ntext;file_name")}),
+        {"a": YES, "b": NO},
     ),
-    "quotation marks as they are typed": Case(three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}), {"a": YES, "b": YES, "c": YES}),
+    "quotation marks as they are typed": Case(
+        three(**{"metadata.csv": csv('a.wav,"نَعَمْ" نَعَمْ.', 'b.wav,نَعَمْ "نَعَمْ"', 'c.wav,"نَعَمْ ""نَعَمْ"""')}),
+        {"a": YES, "b": YES, "c": YES},
+    ),
     "a line break and U+2028 inside a text": Case(
-        three(**{"metadata.csv": csv('a.wav,"نَعَمْ\nنَعَمْ."', "b.wav,نَعَمْ\u2028نَعَمْ.", f"x.wav,{NO}")}), {"a": YES, "b": YES}, {5: "audio missing"}
+        three(**{"metadata.csv": csv('a.wav,"نَعَمْ\nنَعَمْ."', "b.wav,نَعَمْ\u2028نَعَمْ.", f"x.wav,{NO}")}),
+        {"a": YES, "b": YES},
+        {5: "audio missing"},
     ),
     "no text, no name, no file": Case(
-        three(**{"metadata.csv": csv(f"a.wav,{YES}", "b.wav,", f",{NO}", f"x.wav,{NO}", f"sub/x.wav,{NO}", f"{'n' * 300}.wav,{NO}")}),
+        three(
+            **{
+                "metadata.csv": csv(
+                    f"a.wav,{YES}", "b.wav,", f",{NO}", f"x.wav,{NO}", f"sub/x.wav,{NO}", f"{'n' * 300}.wav,{NO}"
+                )
+            }
+        ),
         {"a": YES},
         {3: "no text", 4: "no file name", 5: "audio missing", 6: "audio missing", 7: "audio missing"},
     ),
     "a row twice, and a file with two texts": Case(
         three(**{"metadata.csv": csv(f"a.wav,{YES}", f"./a.wav,{YES}", f"b.wav,{YES}", f"b.wav,{NO}", f"c.wav,{NO}")}),
         {"a": YES, "c": NO},
-        {3: "stands twice (line 2)", 4: "another text for the same file (line 5)", 5: "another text for the same file (line 4)"},
+        {
+            3: "stands twice (line 2)",
+            4: "another text for the same file (line 5)",
+            5: "another text for the same file (line 4)",
+        },
     ),
     "splits by other names, one unknown, one not given": Case(
         three(
             **{"d.wav": True, "e.wav": True},
-            **{"metadata.csv": csv(f"a.wav,{YES},Train", f"b.wav,{YES},dev", f"c.wav,{YES},tset", f"d.wav,{YES},", f"e.wav,{YES},test", header="file_name,text,split")},
+            **{
+                "metadata.csv": csv(
+                    f"a.wav,{YES},Train",
+                    f"b.wav,{YES},dev",
+                    f"c.wav,{YES},tset",
+                    f"d.wav,{YES},",
+                    f"e.wav,{YES},test",
+                    header="file_name,text,split",
+                )
+            },
         ),
         {"a": YES, "b": YES, "d": YES, "e": YES},
         {4: 'split "tset" is none of train, valid, test: --split-map tset=valid'},
     ),
     "a header with other names": Case(
         three(**{"metadata.csv": csv(f"a.wav\t{YES}", header="path\tsentence\tclient_id")}),
-        says=("line 1 has no column file_name or text (it has path, sentence, client_id)", "--audio-column and --text-column"),
+        says=(
+            "line 1 has no column file_name or text (it has path, sentence, client_id)",
+            "--audio-column and --text-column",
+        ),
     ),
     "a header with other names, named": Case(
         {"clips/a.wav": True, "metadata.csv": csv(f"clips/a.wav\t{YES}\tx", header="path\tsentence\tclient_id")},
@@ -135,10 +177,16 @@ CASES = {
         flags=("--audio-column", "path", "--text-column", "sentence", "--speaker-column", "client_id"),
     ),
     "bars with a header of other names is no LJSpeech": Case(
-        three(**{"metadata.csv": csv(f"a.wav|{YES}|x", header="audio_file|text|speaker_name")}), says=("no column file_name", "--audio-column")
+        three(**{"metadata.csv": csv(f"a.wav|{YES}|x", header="audio_file|text|speaker_name")}),
+        says=("no column file_name", "--audio-column"),
     ),
-    "no header": Case(three(**{"metadata.csv": f"a.wav,{YES}\nb.wav,{NO}\n"}), says=("line 1 is no header", "write file_name,text above it")),
-    "a column twice": Case(three(**{"metadata.csv": csv(f"a.wav,{YES},{NO}", header="file_name,text,text")}), says=("two columns text",)),
+    "no header": Case(
+        three(**{"metadata.csv": f"a.wav,{YES}\nb.wav,{NO}\n"}),
+        says=("line 1 is no header", "write file_name,text above it"),
+    ),
+    "a column twice": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES},{NO}", header="file_name,text,text")}), says=("two columns text",)
+    ),
     "nothing but a header": Case(three(**{"metadata.csv": "file_name,text\n"}), says=("no rows",)),
     "nothing at all": Case(three(**{"metadata.csv": "\n \n"}), says=("no rows", "file_name,text")),
     # --- LJSpeech
@@ -152,28 +200,54 @@ CASES = {
         says=("1 with the text in the third column", "the third column of 1 is no text"),
     ),
     "LJSpeech: 1 is not 1.5, line separators are no lines, suffixes may stand": Case(
-        {**{f"wavs/{n}.wav": True for n in ("1", "1.5", "1.5.2")}, "metadata.csv": f"1.5|نَعَمْ\u2028نَعَمْ.\n1|نَعَمْ\x85نَعَمْ.\n1.5.2.wav|{NO}\n"},
+        {
+            **{f"wavs/{n}.wav": True for n in ("1", "1.5", "1.5.2")},
+            "metadata.csv": f"1.5|نَعَمْ\u2028نَعَمْ.\n1|نَعَمْ\x85نَعَمْ.\n1.5.2.wav|{NO}\n",
+        },
         {"1.5": YES, "1": YES, "1.5.2": NO},
     ),
     "LJSpeech: the third column is the speaker": Case(
-        {**{f"wavs/{i}.wav": True for i in range(4)}, "metadata.csv": "".join(f"{i}|{'نَعَمْ ' * (i + 1)}|أحمد\n" for i in range(4))},
+        {
+            **{f"wavs/{i}.wav": True for i in range(4)},
+            "metadata.csv": "".join(f"{i}|{'نَعَمْ ' * (i + 1)}|أحمد\n" for i in range(4)),
+        },
         says=('the third column repeats ("أحمد")', "write a header above it, as file_name|text|speaker"),
     ),
     "LJSpeech: the second column is the speaker": Case(
-        {**{f"wavs/{i}.wav": True for i in range(4)}, "metadata.csv": "".join(f"{i}|0|{'نَعَمْ ' * (i + 1)}\n" for i in range(4))},
+        {
+            **{f"wavs/{i}.wav": True for i in range(4)},
+            "metadata.csv": "".join(f"{i}|0|{'نَعَمْ ' * (i + 1)}\n" for i in range(4)),
+        },
         says=('the second column repeats ("0")',),
     ),
     "LJSpeech: the third column has lost the marks": Case(
-        {"wavs/1.wav": True, "metadata.csv": f"1|{YES}|نعم نعم\n"}, says=("the second column has its vowel marks", "write a header")
+        {"wavs/1.wav": True, "metadata.csv": f"1|{YES}|نعم نعم\n"},
+        says=("the second column has its vowel marks", "write a header"),
     ),
-    "LJSpeech in Latin letters: bars are letters too": Case({"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)),
+    "LJSpeech in Latin letters: bars are letters too": Case(
+        {"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)
+    ),
     # --- ids and names
-    "the same name in two folders": Case({"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")}, {"x/1": YES, "y/1": NO}),
+    "the same name in two folders": Case(
+        {"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")},
+        {"x/1": YES, "y/1": NO},
+    ),
     "names as other systems write them": Case(
         {
-            **{"clips/a.wav": True, "clips/B.WAV": True, unicodedata.normalize("NFD", "clips/آخر.wav"): True, "clips/1.wav": True, "clips/two words.wav": True},
+            **{
+                "clips/a.wav": True,
+                "clips/B.WAV": True,
+                unicodedata.normalize("NFD", "clips/آخر.wav"): True,
+                "clips/1.wav": True,
+                "clips/two words.wav": True,
+            },
             "metadata.csv": csv(
-                f"clips\\a.wav,{YES}", f"Clips/b.wav,{YES}", f"clips/آخر.wav,{YES}", f"\u200fclips/1.wav\u200e,{YES}", f"clips/two words,{YES}", f"C:\\clips\\1.wav,{YES}"
+                f"clips\\a.wav,{YES}",
+                f"Clips/b.wav,{YES}",
+                f"clips/آخر.wav,{YES}",
+                f"\u200fclips/1.wav\u200e,{YES}",
+                f"clips/two words,{YES}",
+                f"C:\\clips\\1.wav,{YES}",
             ),
         },
         {"a": YES, "B": YES, unicodedata.normalize("NFD", "آخر"): YES, "1": YES, "two words": YES},
@@ -195,7 +269,10 @@ CASES = {
                 "metadata.jsonl": "\n".join(
                     [
                         json.dumps({"file_name": "a.wav", "text": YES, "speaker": 7, "chapter": 1234567.0, "more": []}),
-                        json.dumps({"file_name": "b.wav", "text": "نَعَمْ\u2028نَعَمْ.", "speaker": None, "chapter": float("nan")}, ensure_ascii=False),
+                        json.dumps(
+                            {"file_name": "b.wav", "text": "نَعَمْ\u2028نَعَمْ.", "speaker": None, "chapter": float("nan")},
+                            ensure_ascii=False,
+                        ),
                         '{"file_name": "c.wav", "text": null}',
                         '{"file_name": "c.wav"}',
                         '{"file_name": "c.wav", "text": 5}',
@@ -217,31 +294,90 @@ CASES = {
         ),
         {"a": YES, "b": YES, "d": NO},
         {
-            **{3: "no text", 4: "no text", 5: "text is a number", 6: "file_name is a number", 7: "speaker is an object", 8: "a list where an object"},
-            **{9: "not JSON", 10: "the key text stands twice", 11: "lone surrogate", 12: "audio missing", 13: "not JSON", 14: "not JSON"},
+            **{
+                3: "no text",
+                4: "no text",
+                5: "text is a number",
+                6: "file_name is a number",
+                7: "speaker is an object",
+                8: "a list where an object",
+            },
+            **{
+                9: "not JSON",
+                10: "the key text stands twice",
+                11: "lone surrogate",
+                12: "audio missing",
+                13: "not JSON",
+                14: "not JSON",
+            },
             15: "split is true or false",
         },
     ),
-    "jsonl: one array": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}), says=("line 1 is a list where an object", "jq -c")),
-    "jsonl: one array over many lines": Case(three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}), says=("line 1 is not JSON", "jq -c")),
-    "two kinds of metadata": Case(three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}), says=("metadata.csv and metadata.jsonl", "keep one")),
+    "jsonl: one array": Case(
+        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}])}),
+        says=("line 1 is a list where an object", "jq -c"),
+    ),
+    "jsonl: one array over many lines": Case(
+        three(**{"metadata.jsonl": json.dumps([{"file_name": "a.wav", "text": YES}], indent=1)}),
+        says=("line 1 is not JSON", "jq -c"),
+    ),
+    "two kinds of metadata": Case(
+        three(**{"metadata.jsonl": "{}", "metadata.csv": csv(f"a.wav,{YES}")}),
+        says=("metadata.csv and metadata.jsonl", "keep one"),
+    ),
     # --- a text beside each file
     ".lab and .txt, speakers' folders, what is not a pair": Case(
         {
-            **{"x/1.wav": True, "x/1.lab": f"\ufeff{YES}\r\n", "y/1.WAV": True, "y/1.TXT": f"نَعَمْ\n{NO}\n", "y/s/2.flac": True, "y/s/2.lab": YES},
-            **{"y/3.wav": True, "y/4.wav": True, "y/4.lab": YES, "y/4.txt": NO, "y/5.lab": YES, "y/6.wav": True, "y/6.flac": True, "y/6.lab": YES},
-            **{"y/7.wav": True, "y/7.lab": " \n", "y/8.wav": True, "y/8.lab": YES.encode("utf-16"), "y/._1.wav": b"", "y/._1.lab": "x", "y/9.m4a": b"", "y/9.lab": YES},
+            **{
+                "x/1.wav": True,
+                "x/1.lab": f"\ufeff{YES}\r\n",
+                "y/1.WAV": True,
+                "y/1.TXT": f"نَعَمْ\n{NO}\n",
+                "y/s/2.flac": True,
+                "y/s/2.lab": YES,
+            },
+            **{
+                "y/3.wav": True,
+                "y/4.wav": True,
+                "y/4.lab": YES,
+                "y/4.txt": NO,
+                "y/5.lab": YES,
+                "y/6.wav": True,
+                "y/6.flac": True,
+                "y/6.lab": YES,
+            },
+            **{
+                "y/7.wav": True,
+                "y/7.lab": " \n",
+                "y/8.wav": True,
+                "y/8.lab": YES.encode("utf-16"),
+                "y/._1.wav": b"",
+                "y/._1.lab": "x",
+                "y/9.m4a": b"",
+                "y/9.lab": YES,
+            },
             **{"y/10.wav": True, "y/10.txt": "\n\nنعم".encode("cp1256")},
         },
         {"x/1": YES, "y/1": "نَعَمْ لَا لَا لَا.", "y/s/2": YES},
         {
-            **{"y/3": "no .lab or .txt beside it", "y/4": "both .lab and .txt", "y/5.lab": "no audio beside", "y/6": "several files (y/6.flac and y/6.wav)"},
-            **{"y/7": "no text", "y/8": "its text is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 'FILE'", "y/9": "ffmpeg -i FILE.m4a"},
+            **{
+                "y/3": "no .lab or .txt beside it",
+                "y/4": "both .lab and .txt",
+                "y/5.lab": "no audio beside",
+                "y/6": "several files (y/6.flac and y/6.wav)",
+            },
+            **{
+                "y/7": "no text",
+                "y/8": "its text is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 'FILE'",
+                "y/9": "ffmpeg -i FILE.m4a",
+            },
             "y/10": "its text is not UTF-8; if it is Windows' Arabic, convert it: iconv -f WINDOWS-1256",
         },
         says=("2 speakers",),
     ),
-    "no text anywhere": Case({"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)),
+    "no text anywhere": Case(
+        {"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)
+    ),
     "files in the places they usually have; the folder itself comes first, and elsewhere a name must be one file's": Case(
         {
             **{"wavs/a.wav": True, "a.wav": tone(3), "clips/b.mp3.wav": True, "audio/c.wav": True, "wav/c.wav": True},
@@ -259,14 +395,28 @@ CASES = {
         three(**{"metadata.csv": f"/home/somebody/a (1).wav|{YES}\n/home/somebody/b.wav|{NO}\n"}),
         says=("none of its 2 utterances", "audio missing (/home/somebody/a (1).wav), lines 1, 2"),
     ),
-    "metadata in a folder of it": Case({"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")),
+    "metadata in a folder of it": Case(
+        {"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")
+    ),
     "metadata.csv is a folder": Case({"metadata.csv": {}, "a.wav": True}, says=("no metadata.csv in it",)),
     # --- encodings
-    "UTF-16": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16")}), says=("is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",)),
-    "UTF-16 without its mark": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16-le")}), says=("iconv -f UTF-16LE",)),
-    "Windows' Arabic": Case(three(**{"metadata.csv": csv("a.wav,نعم").encode("cp1256")}), says=("line 2 is not UTF-8", "iconv -f WINDOWS-1256")),
-    "a spreadsheet by another name": Case(three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")),
-    "a zero byte": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")),
+    "UTF-16": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16")}),
+        says=("is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",),
+    ),
+    "UTF-16 without its mark": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16-le")}), says=("iconv -f UTF-16LE",)
+    ),
+    "Windows' Arabic": Case(
+        three(**{"metadata.csv": csv("a.wav,نعم").encode("cp1256")}),
+        says=("line 2 is not UTF-8", "iconv -f WINDOWS-1256"),
+    ),
+    "a spreadsheet by another name": Case(
+        three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")
+    ),
+    "a zero byte": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")
+    ),
     # --- audio
     "channels: antiphase, 5.1, one side, unlike ones": Case(
         {
@@ -281,16 +431,30 @@ CASES = {
     ),
     "audio that soundfile does not read": Case(
         {
-            **{"a.wav": True, "b.m4a": b"\0\0\0\x20ftypM4A ", "c.wav": b"\0\0\0\x20ftypM4A ", "d.webm": b"\x1aE\xdf\xa3", "e.wav": {}, "f.wav": b""},
+            **{
+                "a.wav": True,
+                "b.m4a": b"\0\0\0\x20ftypM4A ",
+                "c.wav": b"\0\0\0\x20ftypM4A ",
+                "d.webm": b"\x1aE\xdf\xa3",
+                "e.wav": {},
+                "f.wav": b"",
+            },
             "metadata.csv": csv(*(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b"))),
         },
         {"a": YES},
         {
-            **{3: "convert it: ffmpeg -i FILE.m4a NEW.wav", 4: "convert it: ffmpeg -i FILE.wav NEW.wav", 5: "ffmpeg -i FILE.webm"},
+            **{
+                3: "convert it: ffmpeg -i FILE.m4a NEW.wav",
+                4: "convert it: ffmpeg -i FILE.wav NEW.wav",
+                5: "ffmpeg -i FILE.webm",
+            },
             **{6: "audio missing", 7: "audio unreadable", 8: "stands twice (line 3)"},
         },
     ),
-    "nothing but m4a": Case({"a.m4a": b"", "b.m4a": b"", "metadata.csv": csv(f"a.m4a,{YES}", f"b.m4a,{NO}")}, says=("none of its 2 utterances", "ffmpeg", "lines 2, 3")),
+    "nothing but m4a": Case(
+        {"a.m4a": b"", "b.m4a": b"", "metadata.csv": csv(f"a.m4a,{YES}", f"b.m4a,{NO}")},
+        says=("none of its 2 utterances", "ffmpeg", "lines 2, 3"),
+    ),
     "half of a text, half of a clip": Case(
         {
             **{f"{i}.wav": True for i in range(8)},
@@ -299,7 +463,11 @@ CASES = {
             "metadata.csv": csv(*(f"{i}.wav,نَعَمْ نَعَمْ نَعَمْ نَعَمْ." for i in range(10))),
         },
         {str(i): "نَعَمْ نَعَمْ نَعَمْ نَعَمْ." for i in range(10)},
-        says=("1 read over 1.6 times slower than their speaker's usual, perhaps another text's: line 10", "times faster", "line 11"),
+        says=(
+            "1 read over 1.6 times slower than their speaker's usual, perhaps another text's: line 10",
+            "times faster",
+            "line 11",
+        ),
     ),
 }
 
@@ -321,7 +489,9 @@ def prep(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:
 def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
     case, folder = CASES[name], tmp_path / "corpus"
     write(folder, case.files)
-    code, out, err = prep(capsys, monkeypatch, "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c", *case.flags)
+    code, out, err = prep(
+        capsys, monkeypatch, "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c", *case.flags
+    )
     if case.kept is None:
         assert code == 2 and err.count("\n") == 1 and not (tmp_path / "c").exists(), out + err
         assert all(words in err for words in case.says), err
@@ -329,7 +499,9 @@ def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert {row["id"]: row["text_norm"] for row in Cache(tmp_path / "c").rows} == case.kept
     rejects = {r.get("line", r["id"]): r["reason"] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")}
-    assert rejects.keys() == case.rejects.keys() and all(words in rejects[k] for k, words in case.rejects.items()), rejects
+    assert rejects.keys() == case.rejects.keys() and all(words in rejects[k] for k, words in case.rejects.items()), (
+        rejects
+    )
     assert all(words in out for words in case.says), out
     stats = json.loads((tmp_path / "c" / "stats.json").read_text(encoding="utf-8"))
     assert sum(stats["rejects"].values()) == len(case.rejects) and (tmp_path / "c" / "stats.png").exists()
@@ -342,15 +514,60 @@ def utterances(folder: Path, **options) -> list[Utterance]:
 # --- the readers, on generated files ----------------------------------------------------------------------------------
 
 CELLS = st.lists(
-    st.sampled_from([",", "|", ";", "\t", '"', "\n", "\r\n", " ", "a.wav", "b.wav", YES, "نعم", "\u2028", "\x85", "\0", "text", "file_name", "\u200f", "\\", "/", ".."])
+    st.sampled_from(
+        [
+            ",",
+            "|",
+            ";",
+            "\t",
+            '"',
+            "\n",
+            "\r\n",
+            " ",
+            "a.wav",
+            "b.wav",
+            YES,
+            "نعم",
+            "\u2028",
+            "\x85",
+            "\0",
+            "text",
+            "file_name",
+            "\u200f",
+            "\\",
+            "/",
+            "..",
+        ]
+    )
 ).map("".join)
 OBJECT = '{"file_name": "a.wav", "text": "نعم"}\n'
-JSON = ["{", "}", "[", "]", '"', ":", ",", "\n", "1", "null", "true", "NaN", '"file_name"', '"text"', '"a.wav"', '"\\ud800"', OBJECT]
+JSON = [
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+    ":",
+    ",",
+    "\n",
+    "1",
+    "null",
+    "true",
+    "NaN",
+    '"file_name"',
+    '"text"',
+    '"a.wav"',
+    '"\\ud800"',
+    OBJECT,
+]
 PIECES = st.lists(st.sampled_from(JSON)).map("".join)
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(head=st.sampled_from(["file_name,text\n", "text|file_name|split\n", "a|نعم\n", "\ufefffile_name;text\r\n", ""]), body=CELLS)
+@given(
+    head=st.sampled_from(["file_name,text\n", "text|file_name|split\n", "a|نعم\n", "\ufefffile_name;text\r\n", ""]),
+    body=CELLS,
+)
 def test_any_csv_is_read_or_refused(tmp_path, head, body):
     """Every line is of some row, kept or with its problem, or empty; or the file is refused in one line."""
     (tmp_path / "a.wav").touch()
@@ -365,7 +582,10 @@ def test_any_csv_is_read_or_refused(tmp_path, head, body):
     assert at == sorted(set(at))
     if '"' not in body:  # then no field holds a line
         blank = [i for i, line in enumerate(lines, 1) if not line.strip(" ,;|\t\r\n\x85\u2028\ufeff")]
-        assert set(range(1, len(lines) + 1)) - set(at) <= {*blank, 1 + next(i for i, line in enumerate(lines) if line.strip())}
+        assert set(range(1, len(lines) + 1)) - set(at) <= {
+            *blank,
+            1 + next(i for i, line in enumerate(lines) if line.strip()),
+        }
     assert all(u.problem or (u.audio == tmp_path / "a.wav" and u.text) for u in found)
 
 
@@ -397,10 +617,18 @@ def test_any_bytes_are_read_or_refused(tmp_path, name, content):
 
 def test_paths_of_every_form_give_one_id(tmp_path, monkeypatch):
     """Relative, absolute, through a link, with dots: one file, one id, found; a link in a circle ends nothing."""
-    write(tmp_path / "real", {"clips/a.wav": b"", "clips/b.wav": b"", "clips/c.wav": b"", "clips/d.wav": b"", "metadata.csv": ""})
+    write(
+        tmp_path / "real",
+        {"clips/a.wav": b"", "clips/b.wav": b"", "clips/c.wav": b"", "clips/d.wav": b"", "metadata.csv": ""},
+    )
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "clips" / "circle").symlink_to(tmp_path / "real")
-    names = ["clips/a.wav", tmp_path / "real" / "clips" / "b.wav", tmp_path / "link" / "clips" / "c.wav", "clips/../clips/./d.wav"]
+    names = [
+        "clips/a.wav",
+        tmp_path / "real" / "clips" / "b.wav",
+        tmp_path / "link" / "clips" / "c.wav",
+        "clips/../clips/./d.wav",
+    ]
     (tmp_path / "real" / "metadata.csv").write_text(csv(*(f"{n},{YES}" for n in names)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for folder in ("real", "link", "./real/", tmp_path / "link"):
@@ -420,7 +648,13 @@ def test_a_text_folder_is_another_corpus_when_a_text_changes(tmp_path):
 
 def test_large_metadata_is_read_in_seconds(tmp_path):
     """100,000 quoted rows, one in ten with a quotation mark that nothing closes: each costs its own line only."""
-    write(tmp_path, {"a.wav": b"", "metadata.csv": csv(*(f'{i}.wav,"{YES}{"" if i % 10 == 0 else chr(34)}' for i in range(100_000)))})
+    write(
+        tmp_path,
+        {
+            "a.wav": b"",
+            "metadata.csv": csv(*(f'{i}.wav,"{YES}{"" if i % 10 == 0 else chr(34)}' for i in range(100_000))),
+        },
+    )
     start = time.monotonic()
     found = utterances(tmp_path)
     assert len(found) == 100_000 and sum("quotation" in u.problem for u in found) == 10_000
@@ -431,7 +665,13 @@ def test_files_of_the_hub_keep_their_folders():
     """ClArTTS's names are ids as ever; two folders may hold one name; a path of the owner's machine is not an id."""
     assert _hub_id("ch_20_arabic_tts_dataset_48.wav") == "ch_20_arabic_tts_dataset_48" and _hub_id("1.5.flac") == "1.5"
     assert _hub_id("x/1.wav") == "x/1" and _hub_id("y\\1.wav") == "y/1"
-    assert _hub_id("/root/x/1.wav") == _hub_id("hf://datasets/x/1.wav") == _hub_id("../1.wav") == _hub_id("C:\\x\\1.wav") == "1"
+    assert (
+        _hub_id("/root/x/1.wav")
+        == _hub_id("hf://datasets/x/1.wav")
+        == _hub_id("../1.wav")
+        == _hub_id("C:\\x\\1.wav")
+        == "1"
+    )
 
 
 # --- audio ------------------------------------------------------------------------------------------------------------
@@ -484,7 +724,9 @@ def test_suspects_are_measured_against_their_speaker():
     rows[3]["letters_per_sec"], rows[50]["letters_per_sec"], rows[7]["level_db"] = 16.0, 8.0, -40.0
     found = data_prep.suspects(rows, {"3": 5})
     assert [(p["id"], p["line"], p["far"]) for p in found["fastest"][:2]] == [("3", 5, True), ("0", None, False)]
-    assert [(p["id"], p["rate"]) for p in found["slowest"] if p["far"]] == [("50", 0.5)] and found["quietest"][0]["id"] == "7"
+    assert [(p["id"], p["rate"]) for p in found["slowest"] if p["far"]] == [("50", 0.5)] and found["quietest"][0][
+        "id"
+    ] == "7"
     for i in range(20, 40):
         rows[i]["letters_per_sec"] = 4.9
     assert sum(p["far"] for p in data_prep.suspects(rows + [pair(i, 8) for i in range(80, 120)], {})["slowest"]) == 21
@@ -493,12 +735,25 @@ def test_suspects_are_measured_against_their_speaker():
 def test_the_page_draws_what_texts_and_reasons_hold(tmp_path):
     """Dollars are Buckwalter's ش, not the start of a formula; a name may be long; no reject is no error."""
     figure, axes = data_prep.plt.subplots(2)
-    data_prep.plot_pairs(axes[0], "slowest", data_prep.suspects([pair(i, i + 1) for i in range(9)], {"0": 7})["slowest"])
-    data_prep.plot_rejects(axes[1], data_prep.by_reason([{"id": "$a$_{", "reason": '"$" $x_ cannot be said'}] * 3 + [{"id": "b", "reason": "no text", "line": 9}]), 20)
+    data_prep.plot_pairs(
+        axes[0], "slowest", data_prep.suspects([pair(i, i + 1) for i in range(9)], {"0": 7})["slowest"]
+    )
+    data_prep.plot_rejects(
+        axes[1],
+        data_prep.by_reason(
+            [{"id": "$a$_{", "reason": '"$" $x_ cannot be said'}] * 3 + [{"id": "b", "reason": "no text", "line": 9}]
+        ),
+        20,
+    )
     figure.savefig(tmp_path / "page.png")
     shown = [text.get_text() for text in axes[0].texts]
-    assert shown[0] == "line 7" and "1.0 letters/s, 0.20 of the usual" in shown[1] and len(shown) == 3 * data_prep.SUSPECTS
-    assert [t.get_text() for t in axes[1].texts] == [' 3  "$" $x_ cannot be said: $a$_{, $a$_{, $a$_{', " 1  no text: line 9"]
+    assert (
+        shown[0] == "line 7" and "1.0 letters/s, 0.20 of the usual" in shown[1] and len(shown) == 3 * data_prep.SUSPECTS
+    )
+    assert [t.get_text() for t in axes[1].texts] == [
+        ' 3  "$" $x_ cannot be said: $a$_{, $a$_{, $a$_{',
+        " 1  no text: line 9",
+    ]
     axes[1].clear()
     data_prep.plot_rejects(axes[1], {}, 9)
     figure.savefig(tmp_path / "page.png")
