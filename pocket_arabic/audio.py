@@ -9,7 +9,7 @@ import soundfile as sf
 import torch
 import torchaudio
 
-from pocket_arabic.metadata import CONVERTIBLE
+from pocket_arabic.metadata import CONVERTIBLE, LFS
 from pocket_arabic.run import atomic_write
 
 
@@ -54,11 +54,13 @@ def _why_unreadable(source: Path | bytes, error: Exception) -> str:
     if isinstance(source, Path):
         try:
             with open(source, "rb") as file:
-                head, suffix = file.read(16), source.suffix.lower()
+                head, suffix = file.read(len(LFS)), source.suffix.lower()
         except FileNotFoundError:
             return "audio missing"
         except (OSError, ValueError) as reason:
             return f"audio unreadable ({getattr(reason, 'strerror', None) or reason})"
+    if head.startswith(LFS):
+        return "audio is a Git LFS pointer, not the file; fetch it: git lfs pull"
     if suffix in CONVERTIBLE or any(head[at:].startswith(mark) for at, mark in CONTAINERS):
         return f"audio of a kind soundfile does not read; convert it: ffmpeg -i FILE{suffix} NEW.wav"
     return f"audio unreadable ({getattr(error, 'error_string', None) or error})"

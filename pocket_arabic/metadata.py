@@ -22,6 +22,7 @@ READABLE = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", "
 CONVERTIBLE = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov", ".ape", ".wv", ".ac3")
 TEXTS = (".lab", ".txt")
 PLACES = ("", "wavs", "wav", "clips", "audio")  # where the files that rows name may lie, below the corpus's folder
+LFS = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 # Words that make a first line with bars a header rather than LJSpeech's first utterance.
 HEADER_WORDS = {
     *(
@@ -94,6 +95,8 @@ def read_rows(folder: Path, name: str, columns: dict[str, tuple[str, ...]], roma
 def decode(raw: bytes, path: Path) -> str:
     """UTF-8, with a byte order mark or without. Raises UserError with the command that converts."""
     convert = f"convert it: iconv -f {{}} -t UTF-8 '{path}' > utf8 && mv utf8 '{path}'"
+    if raw.startswith(LFS):
+        raise UserError(f"{path}: a Git LFS pointer, not the file; fetch it: git lfs pull")
     if raw.startswith(b"PK\3\4"):
         raise UserError(f"{path}: a spreadsheet's file or a zip archive, not text; save it as CSV in UTF-8")
     if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):

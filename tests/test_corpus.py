@@ -394,6 +394,7 @@ CASES = {
         says=("line 2 is not UTF-8", "iconv -f WINDOWS-1256"),
     ),
     "a spreadsheet by another name": Case(three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")),
+    "what Git LFS has not fetched": Case(three(**{"metadata.csv": "version https://git-lfs.github.com/spec/v1\n"}), says=("git lfs pull",)),
     "a zero byte": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")),
     # --- audio
     "channels: antiphase, 5.1, one side, unlike ones": Case(
@@ -416,8 +417,9 @@ CASES = {
                 "d.webm": b"\x1aE\xdf\xa3",
                 "e.wav": {},
                 "f.wav": b"",
+                "g.wav": b"version https://git-lfs.github.com/spec/v1\n",
             },
-            "metadata.csv": csv(*(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b"))),
+            "metadata.csv": csv(*(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b", "g.wav"))),
         },
         {"a": YES},
         {
@@ -426,7 +428,7 @@ CASES = {
                 4: "convert it: ffmpeg -i FILE.wav NEW.wav",
                 5: "ffmpeg -i FILE.webm",
             },
-            **{6: "audio missing", 7: "audio unreadable", 8: "stands twice (line 3)"},
+            **{6: "audio missing", 7: "audio unreadable", 8: "stands twice (line 3)", 9: "git lfs pull"},
         },
     ),
     "nothing but m4a": Case(
