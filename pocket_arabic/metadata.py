@@ -231,7 +231,7 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
             text = fields[2] if len(fields) == 3 and is_text(fields[2]) else fields[1]
             rows.append(_row(line, {"file": fields[0], "text": text}))
         else:
-            rows.append(Row(line, fields[0], problem=f"{len(fields)} columns where LJSpeech has 2 or 3"))
+            rows.append(Row(line, fields[0], problem=f"{len(fields)} column{'s' * (len(fields) > 1)} where LJSpeech has 2 or 3"))
     unread = sum(len(f) == 3 and bool(f[2]) and not is_text(f[2]) for f in whole)
     note = f"{path}: LJSpeech, {len(rows)} rows"
     note += f", {len(third)} with the text in the third column" if third else ""

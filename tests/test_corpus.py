@@ -186,7 +186,7 @@ CASES = {
             "metadata.csv": f'0|٣|{YES}\n1|{YES}|\n2|{YES}|ahmad\n3|نَعَمْ|نَعَمْ|نَعَمْ\n4\n\n4|"{NO}"\n',
         },
         {"0": YES, "1": YES, "2": YES, "4": NO},
-        {4: "4 columns where LJSpeech has 2 or 3", 5: "1 columns"},
+        {4: "4 columns where LJSpeech has 2 or 3", 5: "1 column where"},
         says=("1 with the text in the third column", "the third column of 1 is no text"),
     ),
     "LJSpeech: 1 is not 1.5, line separators are no lines, suffixes may stand": Case(
