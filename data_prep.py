@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
 """Corpus in, cache out: romanised text and Mimi latents, ready for train.py.
 
-Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, a folder (metadata.csv or .jsonl with file_name
-                  and text, or LJSpeech's id|text), or demo, the embedded corpus;
+Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the embedded corpus, or a folder with one of
+                  metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas, bars,
+                                  semicolons or tabs, by Python's csv
+                  metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
+                  metadata.jsonl  objects with the same names
+                  a .lab or .txt  beside each audio file; a folder in it is a speaker
+                  all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id
+                  is the file's path below the folder that all files share, without its suffix. Of several channels the
+                  mean is taken, or where they cancel or only some speak, the loudest;
         --base:   the Pocket TTS model whose codec encodes the audio (`english`, `demo`, a CONFIG.yaml).
 Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), codes.npy with --codes,
-        rejects.jsonl (id, reason), voice.wav (a reference prompt), stats.json, stats.png, and last cache.json, which
-        makes the cache whole.
+        rejects.jsonl (id, reason, line), voice.wav (a reference prompt), stats.json, stats.png (look at it: rejects by
+        reason, and the pairs most likely wrong), and last cache.json, which makes the cache whole.
 
     python data_prep.py                                               # ClArTTS and the released English base
     python data_prep.py --corpus demo                                 # the embedded corpus, a minute on 2 cores
@@ -20,7 +27,8 @@ The same command again continues where it stopped, and does nothing when nothing
 import argparse
 import re
 import time
-from collections import deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +45,7 @@ from tqdm import tqdm
 
 from pocket_arabic import __version__
 from pocket_arabic import text as arabic
-from pocket_arabic.audio import AudioError, clipped_share, level_db, load_audio, read_audio, resample, trimmed
+from pocket_arabic.audio import AudioError, clipped_share, decode, level_db, mono, read_audio, resample, trimmed
 from pocket_arabic.base import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
 from pocket_arabic.cache import CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
@@ -47,6 +55,11 @@ matplotlib.use("Agg")
 
 BLOCK = 32  # utterances encoded and written at a time; what a kill can cost: half a minute on 2 cores
 REVIEW = 20  # random before/after pairs printed at the end
+SUSPECTS = 6  # pairs of each kind to look at in stats.png
+REASONS = 12  # and reasons of rejects
+# A clip cut in half, or with half its text, is read at twice or half its speaker's usual rate. The embedded corpus's clips
+# lie between 0.83 and 1.20 of it.
+FAR = 1.6
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,11 +70,11 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--base", help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
     g.add_argument("--out", type=Path, help="the cache's folder; default data/NAME after the corpus")
     g.add_argument("--limit", type=int, help="use only the first N utterances of each split")
-    g = p.add_argument_group("a dataset of the hub")
+    g = p.add_argument_group("a dataset of the hub, or a folder's header")
     g.add_argument("--revision", help="branch, tag or commit; default the newest, whose commit is recorded")
-    g.add_argument("--text-column", default="text", help="the transcript")
-    g.add_argument("--audio-column", default="audio", help="an Audio feature, or a list of samples with a sampling_rate column beside it")
-    g.add_argument("--speaker-column", help="the speaker's name; default one speaker")
+    g.add_argument("--text-column", default="text", help="the transcript; default %(default)s")
+    g.add_argument("--audio-column", default="audio", help="an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the files, default file_name")
+    g.add_argument("--speaker-column", help="the speaker's name; default one speaker, or a folder's column speaker")
     g.add_argument("--split-map", default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()), help="the dataset's splits and what they are here: train, valid or test")
     g = p.add_argument_group("text")
     g.add_argument("--romanized", action="store_true", help="the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is")
@@ -151,9 +164,12 @@ def utterance_text(text: str, tokenizer, args: argparse.Namespace) -> tuple[str,
 
 def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace) -> Prepared | str:
     """Text and audio of one utterance, checked, resampled and trimmed; or the reason to leave it out."""
+    if utterance.problem:
+        return utterance.problem
     try:
         text_norm, text_model = utterance_text(utterance.text, tokenizer, args)
-        raw, raw_rate = load_audio(utterance.audio)
+        channels, raw_rate = decode(utterance.audio, 10 * args.max_sec)  # a whole chapter in one file is not read
+        raw, mixed = mono(channels)
         if clipped_share(raw) > args.max_clipped:
             raise AudioError("audio clipped")
         samples, start, end = trimmed(resample(raw, raw_rate, rate), rate, vars(args))
@@ -174,9 +190,15 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
     row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "chapter": utterance.chapter}
     row |= {"text": utterance.text, "text_norm": text_norm, "text_model": text_model, "duration_sec": round(seconds, 3), "speech_end_sec": round(end / rate, 3)}
     row |= {"raw_sec": round(len(raw) / raw_rate, 3), "raw_level_db": round(level_db(raw), 2), "level_db": round(level_db(samples), 2), "letters_per_sec": round(letters, 2)}
+    row |= {"mixed": mixed} if mixed else {}
     if isinstance(utterance.audio, Path):
         row["source"] = str(utterance.audio)
     return Prepared(row, samples)
+
+
+def rejected(utterance: Utterance, reason: str) -> dict:
+    """A line of rejects.jsonl."""
+    return {"id": utterance.id, "reason": reason} | ({"line": utterance.line} if utterance.line else {})
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
@@ -252,11 +274,12 @@ def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: P
                 writer.finish_shard(shard)
                 continue
             results = [f.result() for f in futures]
-            rejects = [{"id": u.id, "reason": r} for u, r in zip(block, results) if isinstance(r, str)]
+            rejects = [rejected(u, r) for u, r in zip(block, results) if isinstance(r, str)]
+            of = [u for u, r in zip(block, results) if isinstance(r, Prepared)]
             good = [r for r in results if isinstance(r, Prepared)]
             latents = encode(mimi.encode_to_latent, [g.samples for g in good], frame, device, batch_sec * rate)
             kept = [i for i, found in enumerate(latents) if np.ptp(found, axis=0).max() >= 1e-6]
-            rejects += [{"id": good[i].row["id"], "reason": "constant latents"} for i in range(len(good)) if i not in kept]
+            rejects += [rejected(of[i], "constant latents") for i in range(len(good)) if i not in kept]
             if good and not kept:
                 raise UserError(f"base {args.base}: its codec gives constant latents (weights without voice cloning?); {GATED}")
             samples = [good[i].samples for i in kept]
@@ -280,12 +303,54 @@ def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: P
 # --- what a researcher checks first -----------------------------------------------------------------------------------
 
 
-def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, tokenizer, symbols: dict) -> dict:
-    """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation; latents [frames, 32]."""
-    reasons: dict[str, int] = {}
+def by_reason(rejects: list[dict]) -> dict[str, list[dict]]:
+    """Rejects by their reasons, places left out: {"stands twice": [...]}, the most frequent first."""
+    reasons: dict[str, list[dict]] = {}
     for reject in rejects:
-        reason = re.sub(r" at position \d+|, in .*", "", reject["reason"])
-        reasons[reason] = reasons.get(reason, 0) + 1
+        reason = re.sub(r" at position \d+|, in .*| \((?:[^()]|\([^()]*\))*\)$", "", reject["reason"])
+        reasons.setdefault(reason, []).append(reject)
+    return dict(sorted(reasons.items(), key=lambda item: -len(item[1])))
+
+
+def suspects(rows: list[dict], lines: dict[str, int]) -> dict[str, list[dict]]:
+    """The pairs most likely wrong, each kind with the worst first: read slowest and fastest for their speaker, and quietest.
+
+    `rate`: letters a second over the median of the speaker; `far` tells those of a clip cut short or with half its text.
+    """
+    speakers: dict[str, list[float]] = {}
+    for row in rows:
+        speakers.setdefault(row["speaker"], []).append(row["letters_per_sec"])
+    usual = {speaker: float(np.median(rates)) for speaker, rates in speakers.items()}
+    rate = [row["letters_per_sec"] / usual[row["speaker"]] for row in rows]
+    order = {
+        "slowest": sorted(range(len(rows)), key=lambda i: rate[i]),
+        "fastest": sorted(range(len(rows)), key=lambda i: -rate[i]),
+        "quietest": sorted(range(len(rows)), key=lambda i: rows[i]["level_db"]),
+    }
+    most = {kind: max(SUSPECTS, sum(far(rate[i], kind) for i in found)) for kind, found in order.items()}
+    return {
+        kind: [
+            {k: rows[i][k] for k in ("id", "letters_per_sec", "level_db", "duration_sec", "text_norm")}
+            | {"line": lines.get(rows[i]["id"]), "rate": round(rate[i], 2), "far": far(rate[i], kind)}
+            for i in found[: most[kind]]
+        ]
+        for kind, found in order.items()
+    }
+
+
+def far(rate: float, kind: str) -> bool:
+    return rate * FAR < 1 if kind == "slowest" else rate > FAR if kind == "fastest" else False
+
+
+def statistics(
+    rows: list[dict],
+    rejects: list[dict],
+    latents: np.ndarray,
+    tokenizer,
+    symbols: dict,
+    lines: dict[str, int] | None = None,
+) -> dict:
+    """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation, suspects; latents [frames, 32]."""
     total, square = np.zeros(32), np.zeros(32)
     for first in range(0, len(latents), 1 << 16):  # in pieces: memory does not grow with the corpus
         part = latents[first : first + (1 << 16)].astype(np.float64)
@@ -296,7 +361,8 @@ def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, token
         "utterances": {s: sum(r["split"] == s for r in rows) for s in SPLITS},
         "hours": {s: round(sum(r["duration_sec"] for r in rows if r["split"] == s) / 3600, 4) for s in SPLITS},
         "hours_of_silence_trimmed": round(sum(r["raw_sec"] - r["duration_sec"] for r in rows) / 3600, 4),
-        "rejects": reasons,
+        "rejects": {reason: len(found) for reason, found in by_reason(rejects).items()},
+        "channels": dict(Counter(r["mixed"] for r in rows if "mixed" in r)),
         "characters": sum(len(r["text_norm"]) for r in rows),
         "missing_marks": round(float(np.mean([arabic.missing_marks(r["text_norm"]) for r in rows])), 4),
         "tokens_per_word": round(sum(pieces) / sum(len(r["text_model"].split()) for r in rows), 3),
@@ -307,13 +373,18 @@ def statistics(rows: list[dict], rejects: list[dict], latents: np.ndarray, token
         "level_db": [round(float(q), 2) for q in np.percentile([r["level_db"] for r in rows], (1, 50, 99))],
         "latent_mean": round(float(mean.mean()), 4),
         "latent_std": round(float(np.sqrt(np.maximum(square / len(latents) - mean**2, 0)).mean()), 4),
+        "suspects": suspects(rows, lines or {}),
     }
 
 
 @torch.no_grad()
-def plot_statistics(path: Path, rows: list[dict], voice: Path, mimi, device: str) -> None:
-    """stats.png: durations, reading rate, level before and after trimming, and the voice prompt through the codec."""
-    figure, axes = plt.subplot_mosaic([["sec", "rate", "level"], ["voice", "voice", "voice"], ["codec", "codec", "codec"]], figsize=(12, 9), layout="constrained")
+def plot_statistics(path: Path, rows: list[dict], rejects: list[dict], stats: dict, voice: Path, mimi, device: str) -> None:
+    """stats.png: durations, reading rate, level before and after trimming; rejects by reason; the pairs most likely wrong;
+    and the voice prompt through the codec."""
+    tables = list(stats["suspects"])
+    layout = [["sec", "rate", "level"], *([name] * 3 for name in ("rejects", *tables, "voice", "codec"))]
+    heights = [3, max(1.2, 0.6 + 0.3 * min(len(stats["rejects"]), REASONS)), *[0.5 + 0.28 * SUSPECTS] * 3, 2.4, 2.4]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(13, sum(heights) + 1), height_ratios=heights, layout="constrained")
     axes["sec"].hist([r["duration_sec"] for r in rows], 40)
     axes["sec"].set(title="duration after trimming", xlabel="seconds", ylabel="utterances")
     axes["rate"].hist([r["letters_per_sec"] for r in rows], 40)
@@ -321,6 +392,9 @@ def plot_statistics(path: Path, rows: list[dict], voice: Path, mimi, device: str
     axes["level"].hist([[r["raw_level_db"] for r in rows], [r["level_db"] for r in rows]], 40, label=["as given", "trimmed"], histtype="step")
     axes["level"].set(title="level", xlabel="dB of full scale")
     axes["level"].legend()
+    plot_rejects(axes["rejects"], by_reason(rejects), len(rows) + len(rejects))
+    for kind in tables:
+        plot_pairs(axes[kind], kind, stats["suspects"][kind])
     rate = mimi.sample_rate
     samples = read_audio(voice, rate)
     latents = mimi.encode_to_latent(torch.from_numpy(samples).to(device)[None, None])[0]
@@ -328,20 +402,67 @@ def plot_statistics(path: Path, rows: list[dict], voice: Path, mimi, device: str
         # 43 ms windows resolve harmonics about 100 Hz apart.
         axes[name].specgram(audio + 1e-9, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
         axes[name].set(title={"voice": "voice.wav", "codec": "voice.wav through the codec"}[name], ylim=(0, 6000), ylabel="Hz", xlabel="seconds")
-    figure.savefig(path, dpi=80)
+    with warnings.catch_warnings():  # a text may have characters the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
-def report(args: argparse.Namespace, rows: list[dict], stats: dict) -> None:
+def plot_rejects(axes, reasons: dict[str, list[dict]], total: int) -> None:
+    """Bars of how many were rejected for what, the most frequent on top, with the places of the first."""
+    counts = [len(found) for found in reasons.values()][:REASONS]
+    labels = [f" {len(found)}  {short(reason)}: {places(found)}" for reason, found in reasons.items()][:REASONS]
+    axes.set_title(f"rejected: {sum(map(len, reasons.values()))} of {total}", loc="left")
+    axes.bar_label(axes.barh(range(len(counts)), counts, color="tab:red"), labels, parse_math=False)
+    axes.set(ylim=(max(1, len(counts)) - 0.5, -0.5), xlim=(0, 3 * max([1, *counts])), yticks=[])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def plot_pairs(axes, kind: str, pairs: list[dict]) -> None:
+    """A table: where the pair stands, what is odd about it, its text (which the font sets from right to left)."""
+    axes.axis("off")
+    axes.set_title(f"{kind}: listen to these", loc="left")
+    for i, pair in enumerate(pairs[:SUSPECTS]):
+        place = f"line {pair['line']}" if pair["line"] else short(pair["id"], 28)
+        rate = f"{pair['letters_per_sec']:.1f} letters/s, {pair['rate']:.2f} of the usual"
+        odd = f"{pair['level_db']:.1f} dB" if kind == "quietest" else rate
+        style = {"transform": axes.transAxes, "va": "center", "parse_math": False}
+        style["color"] = "tab:red" if pair["far"] else "black"
+        y = 1 - (i + 0.5) / SUSPECTS
+        axes.text(0, y, place, **style)
+        axes.text(0.17, y, f"{odd}, {pair['duration_sec']:.1f} s", **style)
+        axes.text(1, y, short(pair["text_norm"]), ha="right", **style)
+
+
+def short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def report(args: argparse.Namespace, rows: list[dict], rejects: list[dict], stats: dict) -> None:
     """The closing table, and pairs of texts to read with one's own eyes."""
     print(f"\n{min(REVIEW, len(rows))} texts, as given and as the model reads them:")
     for i in sorted(np.random.default_rng(0).permutation(len(rows))[:REVIEW]):
         print(f"  {rows[i]['id']}\n    {rows[i]['text']}\n    {rows[i]['text_model']}")
     print()
     for name, value in stats.items():
-        if name != "tokenizer_audit":
+        if name not in ("tokenizer_audit", "suspects", "rejects"):
             print(f"{name:24} {value}")
-    print(f"cache: {args.out}")
+    print(f"rejects                  {len(rejects)} of {len(rows) + len(rejects)}")
+    for reason, found in by_reason(rejects).items():
+        print(f"  {len(found)} {reason}: {places(found)}")
+    for kind in ("slowest", "fastest"):
+        odd = [pair for pair in stats["suspects"][kind] if pair["far"]]
+        if odd:
+            usual = f"read over {FAR} times {kind.replace('est', 'er')} than their speaker's usual"
+            print(f"{len(odd)} {usual}, perhaps another text's: {places(odd)}")
+    print(f"cache: {args.out}; look at {args.out / 'stats.png'} before you train")
+
+
+def places(found: list[dict]) -> str:
+    """'lines 3, 7, 9', or ids where there are no lines; the first five."""
+    names = [str(f.get("line") or f["id"]) for f in found[:5]]
+    what = ("line " if len(found) == 1 else "lines ") if found[0].get("line") else ""
+    return what + ", ".join(names) + (", ..." if len(found) > 5 else "")
 
 
 def main() -> None:
@@ -359,7 +480,7 @@ def main() -> None:
     if args.revision is None and recorded.get("corpus_revision"):
         args.revision = recorded["corpus_revision"]  # what the cache was begun with, whatever is newest by now
     columns = Columns(args.text_column, args.audio_column, args.speaker_column, splits=args.split_map)
-    corpus: Corpus = open_corpus(args.corpus, args.limit, columns, args.revision)
+    corpus: Corpus = open_corpus(args.corpus, args.limit, columns, args.revision, romanized=args.romanized)
     config = load_config(args.base)
     weights = load_weights(config)
     tokenizer = load_tokenizer(config)
@@ -376,6 +497,8 @@ def main() -> None:
     if writer.complete:
         print(f"{args.out} is complete; nothing to do")
         return
+    for note in corpus.notes if state.is_main_process else ():
+        print(note, flush=True)
 
     # 3. Encode, each process its shards.
     moshi = load_moshi_mimi(args.codes, args.codes_weights, args.device) if args.codes else None
@@ -391,13 +514,13 @@ def main() -> None:
     rows, rejects = writer.collect()
     if not rows:
         writer.discard()
-        reasons = "; ".join(f"{r['reason']} ({r['id']})" for r in rejects[:3])
+        reasons = "; ".join(f"{found[0]['reason']}, {places(found)}" for found in list(by_reason(rejects).values())[:3])
         raise UserError(f"{args.corpus}: none of its {len(rejects)} utterances can be used: {reasons}")
-    stats = statistics(rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols)
+    stats = statistics(rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols, corpus.lines)
     write_json(args.out / "stats.json", stats)
-    plot_statistics(args.out / "stats.png", rows, args.out / "voice.wav", mimi, args.device)
+    plot_statistics(args.out / "stats.png", rows, rejects, stats, args.out / "voice.wav", mimi, args.device)
     writer.finish(rows, rejects, {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})})
-    report(args, rows, stats)
+    report(args, rows, rejects, stats)
 
 
 if __name__ == "__main__":

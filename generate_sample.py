@@ -296,7 +296,7 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     wavs = {(kind, row["id"]): args.out / kind / f"{row['id']}.wav" for kind in ("recording", "codec") for row in rows}
     wavs |= {key: args.out / key[0] / f"{key[1]}.wav" for key in texts}
     for wav in wavs.values():
-        wav.parent.mkdir(exist_ok=True)
+        wav.parent.mkdir(parents=True, exist_ok=True)
 
     # 2. Recordings, round trips, speech.
     for row in rows:

@@ -1,6 +1,7 @@
 """Audio files: read as mono, resample, measure, trim, write."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile as sf
 import torch
 import torchaudio
 
+from pocket_arabic.metadata import CONVERTIBLE, LFS
 from pocket_arabic.run import atomic_write
 
 
@@ -15,19 +17,31 @@ class AudioError(ValueError):
     """An audio file that cannot be used; the message says why."""
 
 
-def load_audio(source: Path | bytes | tuple[np.ndarray, int] | None) -> tuple[np.ndarray, int]:
-    """A file of any format soundfile reads, its bytes, or samples [n] and their rate -> mono float32 [samples], rate.
-    Raises AudioError."""
-    if source is None or (isinstance(source, Path) and not source.exists()):
+Source = Path | bytes | tuple[np.ndarray, int] | None
+# What soundfile does not read, by its name's end or by its first bytes: (offset, bytes) of MP4, Matroska, AMR, WMA, AAC.
+CONTAINERS = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (0, b"#!AMR"), (0, b"0&\xb2u"), (0, b"\xff\xf1"), (0, b"\xff\xf9"))
+CANCELLED_DB = 4.5  # equal channels mix to their own level, unlike ones to 3 dB less, one of two to 6 dB less
+
+
+def decode(source: Source, most_sec: float = np.inf) -> tuple[np.ndarray, int]:
+    """A file of any format soundfile reads, its bytes, or samples [n] and their rate -> float32 [samples, channels], rate.
+    Raises AudioError, also for audio longer than `most_sec`, before it is read."""
+    if source is None:
         raise AudioError("audio missing")
     if isinstance(source, tuple):
         samples, rate = source
+        samples = samples[:, None]
     else:
         try:
-            samples, rate = sf.read(io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True)
-        except sf.LibsndfileError as error:
-            raise AudioError(f"audio unreadable ({error.error_string})") from None
-        samples = samples.mean(1)
+            with sf.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                rate = file.samplerate
+                if file.frames > most_sec * rate:
+                    raise AudioError("too long")
+                samples = file.read(dtype="float32", always_2d=True)
+        except AudioError:
+            raise
+        except (OSError, ValueError, sf.SoundFileError) as error:
+            raise AudioError(_why_unreadable(source, error)) from None
     if not samples.size:
         raise AudioError("audio empty")
     if not np.isfinite(samples).all():
@@ -35,9 +49,50 @@ def load_audio(source: Path | bytes | tuple[np.ndarray, int] | None) -> tuple[np
     return samples, rate
 
 
+def _why_unreadable(source: Path | bytes, error: Exception) -> str:
+    head, suffix = source, ""
+    if isinstance(source, Path):
+        try:
+            with open(source, "rb") as file:
+                head, suffix = file.read(len(LFS)), source.suffix.lower()
+        except FileNotFoundError:
+            return "audio missing"
+        except (OSError, ValueError) as reason:
+            return f"audio unreadable ({getattr(reason, 'strerror', None) or reason})"
+    if head.startswith(LFS):
+        return "audio is a Git LFS pointer, not the file; fetch it: git lfs pull"
+    if suffix in CONVERTIBLE or any(head[at:].startswith(mark) for at, mark in CONTAINERS):
+        return f"audio of a kind soundfile does not read; convert it: ffmpeg -i FILE{suffix} NEW.wav"
+    return f"audio unreadable ({getattr(error, 'error_string', None) or error})"
+
+
+def mono(samples: np.ndarray) -> tuple[np.ndarray, str]:
+    """[samples, channels] -> [samples], and how: "" for one channel, else "mean of 2", or "loudest of 6" where channels
+    cancel (antiphase stereo) or only some carry the voice (a centre channel), so that the mean would be too quiet."""
+    channels = samples.shape[1]
+    mean = samples.mean(1)
+    if channels == 1:
+        return mean, ""
+    levels = np.square(samples, dtype=np.float64).mean(0)
+    if np.square(mean, dtype=np.float64).mean() >= levels.max() * 10 ** (-CANCELLED_DB / 10):
+        return mean, f"mean of {channels}"
+    return np.ascontiguousarray(samples[:, levels.argmax()]), f"loudest of {channels}"
+
+
+def load_audio(source: Source) -> tuple[np.ndarray, int]:
+    """A file, its bytes, or samples [n] and their rate -> mono float32 [samples] (see `mono`), rate. Raises AudioError."""
+    samples, rate = decode(source)
+    return mono(samples)[0], rate
+
+
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """[samples] at `rate` -> at `new_rate`, band-limited (torchaudio's windowed sinc)."""
-    return samples if rate == new_rate else torchaudio.functional.resample(torch.from_numpy(samples), rate, new_rate).numpy()
+    """[samples] at `rate` -> at `new_rate`, band-limited (torchaudio's windowed sinc). Raises AudioError for two rates so
+    unlike that the filter would take gigabytes: 44,101 Hz to 24,000 Hz takes 24,000 filters of 44,101 taps."""
+    if rate == new_rate:
+        return samples
+    if rate * new_rate // math.gcd(rate, new_rate) ** 2 > 1e8:
+        raise AudioError(f"audio at {rate} Hz, an odd rate; convert it: ffmpeg -i FILE -ar {new_rate} NEW.wav")
+    return torchaudio.functional.resample(torch.from_numpy(samples), rate, new_rate).numpy()
 
 
 def read_audio(source: Path | bytes, rate: int) -> np.ndarray:

@@ -3,20 +3,19 @@
 A corpus is a list of shards, which processes share; a shard yields its utterances in order, one in memory at a time.
 """
 
-import csv
 import hashlib
-import io
-import json
+import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow
 
+from pocket_arabic.metadata import Files, Row, read_rows, without_suffix
 from pocket_arabic.run import ROOT, UserError
 
 SPLITS = ("train", "valid", "test")
@@ -28,7 +27,8 @@ NETWORK = "check the network; the same command continues"
 
 @dataclass(frozen=True)
 class Utterance:
-    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none."""
+    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none. `problem`: why its row cannot
+    be used at all."""
 
     id: str
     audio: Path | bytes | tuple[np.ndarray, int] | None
@@ -36,6 +36,8 @@ class Utterance:
     split: str  # "" if the corpus has no splits
     speaker: str = "0"
     chapter: str = ""
+    line: int | None = None  # of the metadata file
+    problem: str = ""
 
 
 Shard = Callable[[], Iterator[Utterance]]
@@ -43,7 +45,7 @@ Shard = Callable[[], Iterator[Utterance]]
 
 @dataclass(frozen=True)
 class Columns:
-    """How a dataset of the hub names things; `splits` maps its splits to train, valid and test."""
+    """How a dataset of the hub, or a folder's metadata, names things; `splits` maps its splits to train, valid and test."""
 
     text: str = "text"
     audio: str = "audio"
@@ -58,82 +60,105 @@ class Corpus:
     name: str
     revision: str  # commit on the hub, or SHA-256 of the metadata file
     open: Callable[[], tuple[list[Shard], int | None]]  # its shards, and how many utterances if it says so
+    notes: tuple[str, ...] = ()  # how a folder was read
+    lines: dict[str, int] = field(default_factory=dict)  # id -> line of a folder's metadata
 
 
-def open_corpus(name: str, limit: int | None = None, columns: Columns | None = None, revision: str | None = None, first: str = "") -> Corpus:
+def open_corpus(
+    name: str,
+    limit: int | None = None,
+    columns: Columns | None = None,
+    revision: str | None = None,
+    first: str = "",
+    romanized: bool = False,
+) -> Corpus:
     """`clartts`, a hub dataset's `owner/name`, `demo`, or a folder; `limit`: the first so many utterances of each split;
-    `first`: the split of a hub dataset whose shards come before the others'.
+    `first`: the split of a hub dataset whose shards come before the others'; `romanized`: texts are in Latin letters.
 
     A folder holds one of
-        metadata.csv    columns file_name and text, if wanted split, speaker and chapter
-        metadata.jsonl  objects with the same keys
-        metadata.csv    LJSpeech's: id|text lines without a header, audio in wavs/
+        metadata.csv    a header with file_name and text, if wanted split, speaker and chapter; by Python's csv, with
+                        commas, bars, semicolons or tabs
+        metadata.csv    LJSpeech's, without a header: id|text or id|text|normalised text, audio in wavs/
+        metadata.jsonl  objects with the header's keys
+        a .lab or .txt  beside each audio file
 
     Raises UserError.
     """
-    if name == "clartts" or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()):
+    if name == "clartts" or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)):
         return _hub(CLARTTS if name == "clartts" else name, limit, columns or Columns(), revision, first)
-    return _folder(name, limit)
+    return _folder(name, limit, columns or Columns(), romanized)
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str, limit: int | None) -> Corpus:
+def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> Corpus:
     folder = ROOT / "demo" / "corpus" if name == "demo" else Path(name)
-    if not folder.is_dir():
-        raise UserError(f"--corpus {name}: no such folder; give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo")
-    metadata = next((folder / f for f in ("metadata.csv", "metadata.jsonl") if (folder / f).is_file()), None)
-    if not metadata:
-        raise UserError(f"--corpus {name}: no metadata.csv in it; write one with the columns file_name,text (audio paths relative to the folder)")
-    raw = metadata.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{metadata}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if metadata.suffix == ".jsonl":
-        rows = _read_jsonl(text, metadata)
-    elif "|" in text.partition("\n")[0]:
-        rows = _read_ljspeech(text, folder)
-    else:
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    missing = {"file_name", "text"} - set(rows[0] if rows else ())
-    if missing:
-        raise UserError(f"{metadata}: {'no rows' if not rows else 'no column ' + ' or '.join(sorted(missing))}; the first line must be file_name,text")
-    ids = [Path(row["file_name"] or "").stem for row in rows]
-    repeated = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
-    if repeated is not None:
-        raise UserError(f"{metadata}: {repeated} stands twice; every file_name must be its own utterance")
-    splits = [row.get("split") or "" for row in rows]
-    unknown = next((s for s in splits if s not in SPLITS), None) if "split" in rows[0] else None
-    if unknown is not None:
-        raise UserError(f'{metadata}: split "{unknown}"; use {", ".join(SPLITS)}')
-    utterances = [
-        Utterance(i, folder / (row["file_name"] or ""), row["text"] or "", split, row.get("speaker") or "0", row.get("chapter") or "") for i, row, split in zip(ids, rows, splits)
-    ]
+    if not os.path.isdir(folder):
+        what = "is a file (an archive: unpack it);" if os.path.isfile(folder) else "no such folder;"
+        give = "give a folder with metadata.csv, a dataset of the hub (owner/name), clartts or demo"
+        raise UserError(f"--corpus {name}: {what} {give}")
+    names = {"file": ("file_name", "audio"), "text": (columns.text,), "speaker": (columns.speaker or "speaker",)}
+    names |= {"split": ("split",), "chapter": ("chapter",)}
+    if columns.audio != Columns.audio:
+        names["file"] = (columns.audio,)
+    read = read_rows(folder, name, names, romanized)
+    utterances = _utterances(folder, read.rows, Files(folder, read.place), columns.splits)
     if limit:
-        utterances = [u for s in dict.fromkeys(splits) for u in islice((u for u in utterances if u.split == s), limit)]
+        splits = dict.fromkeys(u.split for u in utterances)
+        utterances = [u for s in splits for u in islice((u for u in utterances if u.split == s), limit)]
     shards = [partial(iter, utterances[first : first + SHARD]) for first in range(0, len(utterances), SHARD)]
-    return Corpus("demo" if name == "demo" else folder.resolve().name, hashlib.sha256(raw).hexdigest(), lambda: (shards, len(utterances)))
+    return Corpus(
+        "demo" if name == "demo" else folder.resolve().name,
+        hashlib.sha256(read.raw).hexdigest(),
+        lambda: (shards, len(utterances)),
+        tuple(read.notes),
+        {u.id: u.line for u in utterances if u.line and not u.problem},
+    )
 
 
-def _read_jsonl(text: str, path: Path) -> list[dict]:
-    rows = []
-    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg}); one object a line, with file_name and text") from None
-    return rows
+def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, str]) -> list[Utterance]:
+    """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: if all lie
+    in clips/, 'clips/7.ogg' is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. A second row of an id is a problem."""
+    found = [files.find(row.file) if row.file and not row.problem else [] for row in rows]
+    paths = [os.path.abspath(f[0]) if len(f) == 1 else None for f in found]
+    shared = os.path.commonpath([os.path.dirname(p) for p in paths if p] or [os.path.abspath(folder)])
+    utterances: list[Utterance] = []
+    kept: dict[str, int] = {}  # id -> its first row
+    for row, answers, path in zip(rows, found, paths):
+        named = PurePosixPath(row.file.replace("\\", "/"))
+        identity = os.path.relpath(path or os.path.join(os.path.abspath(folder), named), shared)
+        identity = without_suffix(str(named) if identity.startswith("..") else identity)
+        identity = identity if row.file else f"line {row.line}"
+        split = next((splits.get(s, s) for s in (row.split, row.split.lower()) if s in ("", *SPLITS, *splits)), None)
+        problem = row.problem
+        if not problem and not path:
+            names = " and ".join(os.path.relpath(f, folder) for f in answers)
+            problem = f"its name fits several files ({names})" if answers else f"audio missing ({row.file})"
+        if not problem and split is None:
+            problem = f'split "{row.split}" is none of {", ".join(SPLITS)}: --split-map {row.split}=valid, say'
+        if not problem and not all(map(_is_unicode, (identity, row.text, row.speaker, row.chapter))):
+            problem = "half a character (a lone surrogate) in its text or name"
+        if not problem:
+            other = utterances[kept[identity]] if identity in kept else None
+            if other and os.path.abspath(other.audio) != path:
+                problem = f"its id is another utterance's too (line {other.line})"
+            elif other and other.text == row.text:
+                problem = f"stands twice (line {other.line})"
+            elif other:  # which of the texts is the clip's nobody knows
+                problem = f"another text for the same file (line {other.line})"
+                utterances[kept[identity]] = replace(other, problem=f"another text for the same file (line {row.line})")
+            else:
+                kept[identity] = len(utterances)
+        texts = (identity, row.text, row.speaker or "0", row.chapter, problem)
+        identity, text, speaker, chapter, problem = (t.encode("utf-8", "backslashreplace").decode() for t in texts)
+        audio = answers[0] if path else None
+        utterances.append(Utterance(identity, audio, text, split or "", speaker, chapter, row.line, problem))
+    return utterances
 
 
-def _read_ljspeech(text: str, folder: Path) -> list[dict]:
-    rows = []
-    for line in filter(str.strip, text.splitlines()):
-        name, _, rest = line.partition("|")
-        audio = next((p for base in (folder / "wavs" / name, folder / name) for p in sorted(base.parent.glob(f"{base.name}.*"))), folder / "wavs" / f"{name}.wav")
-        rows.append({"file_name": str(audio.relative_to(folder)), "text": rest.rsplit("|", 1)[-1]})  # the last column is the normalised text
-    return rows
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -152,9 +177,11 @@ def _hub(name: str, limit: int | None, columns: Columns, revision: str | None, f
         except RevisionNotFoundError:
             raise UserError(f"--corpus {name}: no revision {revision}; leave --revision out for the newest") from None
         except RepositoryNotFoundError:
-            raise UserError(f"--corpus {name}: no such dataset on the hub, or a private one: hf auth login") from None
+            what = "no such dataset on the hub, and no such folder here; if it is a private one"
+            raise UserError(f"--corpus {name}: {what}: hf auth login") from None
         except (HfHubHTTPError, RequestException, OSError) as error:
-            raise UserError(f"--corpus {name}: the hub does not answer ({type(error).__name__}); {NETWORK}") from None
+            what = f"no such folder here, and the hub does not answer ({type(error).__name__})"
+            raise UserError(f"--corpus {name}: {what}; {NETWORK}") from None
     return Corpus(name, revision, partial(_hub_shards, name, limit, columns, revision, first))
 
 
@@ -198,8 +225,15 @@ def _hub_rows(name: str, rows, stem: str, split: str, columns: Columns) -> Itera
             path = row[columns.file].as_py() if columns.file in row else path
             chapter = re.match(r"ch_\d+(?=_)", Path(path or "").name)  # ClArTTS: ch_20_arabic_tts_dataset_48.wav
             speaker = str(row[columns.speaker].as_py()) if columns.speaker else "0"
-            identity = Path(path).stem if path else f"{stem}_{index:06d}"
+            identity = _hub_id(path) if path else f"{stem}_{index:06d}"
             yield Utterance(identity, audio, row[columns.text].as_py() or "", split, speaker, chapter[0] if chapter else "")
+
+
+def _hub_id(path: str) -> str:
+    """A file's path without its suffix; only its name if it is a path of somebody's machine."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    own = parts[:1] == ("/",) or ".." in parts or ":" in parts[0]
+    return without_suffix("/".join(parts[-1:] if own else parts))
 
 
 class _hub_errors:

@@ -150,7 +150,7 @@ def test_every_reason_to_reject(corpus, tiny_base, tmp_path):
         "long": "too long",
         "slow": "too slowly",
         "fast": "too fast",
-        "empty": "no Arabic letter",
+        "empty": "no text",
         "latin": "LATIN SMALL LETTER H",
         "orphan": "without a letter",
         "number": "write it in words",
@@ -197,7 +197,10 @@ def test_ljspeech_and_jsonl_folders(tmp_path):
     sf.write(tmp_path / "wavs" / "LJ-1.flac", tone(1), RATE)
     (tmp_path / "metadata.csv").write_text("LJ-1|1 بَيْتٌ|بَيْتٌ وَاحِدٌ\nLJ-2|نَعَمْ\n", encoding="utf-8")
     rows = [u for shard in open_corpus(str(tmp_path)).open()[0] for u in shard()]
-    assert [(u.id, u.audio.name, u.text, u.split) for u in rows] == [("LJ-1", "LJ-1.flac", "بَيْتٌ وَاحِدٌ", ""), ("LJ-2", "LJ-2.wav", "نَعَمْ", "")]
+    assert [(u.id, u.audio, u.text, u.split, u.line, u.problem) for u in rows] == [
+        ("LJ-1", tmp_path / "wavs" / "LJ-1.flac", "بَيْتٌ وَاحِدٌ", "", 1, ""),
+        ("LJ-2", None, "نَعَمْ", "", 2, "audio missing (LJ-2)"),
+    ]
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "wavs/LJ-1.flac", "text": "نَعَمْ", "speaker": "a", "chapter": "3"}\n', encoding="utf-8")
     (row,) = [u for shard in open_corpus(str(tmp_path)).open()[0] for u in shard()]
