@@ -273,7 +273,7 @@ def bare(word: str) -> str:
 def words_before(text: str, count: int) -> list[str]:
     """The last words of the text, the nearest first, as long as nothing but a space (or a bracket that opens) parts them."""
     found = re.search(f"((?:{WORD}+ ){{0,{count - 1}}}{WORD}+)[ (]*$", text)
-    return found[1].split()[::-1] if found else []
+    return [w for w in found[1].split()[::-1] if bare(w)] if found else []
 
 
 def genders(n: int, noun: str) -> tuple[bool, bool]:
@@ -294,6 +294,10 @@ def genders(n: int, noun: str) -> tuple[bool, bool]:
     elif rest == 0 and n:
         return "ٍ" in ending, False
     return False, False
+
+
+def genitive_ending(word: str) -> bool:
+    return bool(re.search("[ٍِ]ّ?$", word))
 
 
 def attached(prefix: str) -> Callable[[str], str] | None:
@@ -379,7 +383,7 @@ class Reader:
 
     def adjective_case(self) -> str:
         """An ordinal follows its noun's case, where the noun shows one."""
-        return {"ُ": "u", "ِ": "i", "َ": "a"}.get(self.written[-1:], self.case)
+        return {"ُ": "u", "ِ": "i", "َ": "a"}.get(self.written.replace("ّ", "")[-1:], self.case)
 
     def suffix(self, *names: str) -> bool:
         """Whether one of these letters follows the run; then it is read with it."""
@@ -427,7 +431,7 @@ class Reader:
         """A number of things, of a year, an hour or a day. Raises ValueError."""
         n = whole(run)
         if n is None:
-            words = sign + value(run, case)
+            words = sign + value(run, case, construct=genitive_ending(self.next))
             unit = next((u for u in UNITS if self.suffix(u)), None)
             return f"{words} {ended(UNITS[unit][0], 'a')}" if unit else words
         if self.hour and 1 <= n <= 24:
@@ -471,6 +475,9 @@ class Reader:
             raise ValueError("a range that does not rise")
         if self.hour and high <= 24:
             return hour_to_words(low, case=self.adjective_case()) + between + hour_to_words(high, case="i") + self.half_of_day()
+        if self.numbered and low >= 1 and high <= 99:
+            feminine = self.first in NUMBERED_FEMININE
+            return ordinal(low, feminine, self.adjective_case()) + between + ordinal(high, feminine, "i")
         if self.month and low >= 1 and high <= 31:
             return ordinal(low, case=self.case) + between + ordinal(high, case="i") + " مِنْ"
         years = self.era and re.sub("[ .]", "", self.era[2]) in ("ه", "م", "قم")
@@ -489,8 +496,9 @@ def whole(run: str) -> int | None:
     return int(re.sub("[^0-9]", "", found["whole"])) if found and found["whole"] and not found["decimals"] else None
 
 
-def value(run: str, case: str) -> str:
-    """A number by itself: whole, decimal, with leading zeros, or a fraction. Raises ValueError.
+def value(run: str, case: str, construct: bool = False) -> str:
+    """A number by itself: whole, decimal, with leading zeros, or a fraction, which may stand before a genitive (`construct`:
+    نِصْفُ كُوبٍ). Raises ValueError.
 
     >>> value("3.05", "u"), value("007", "u"), value("3/4", "u")
     ('ثَلَاثَةٌ فَاصِلَةٌ صِفْرٌ خَمْسَةٌ', 'صِفْرٌ صِفْرٌ سَبْعَةٌ', 'ثَلَاثَةُ أَرْبَاعٍ')
@@ -499,7 +507,7 @@ def value(run: str, case: str) -> str:
         above, below = int(match[2]), int(match[3])
         if not above < below <= 10:
             raise ValueError("no fraction that we read, and no date")
-        part = counted(above, (PARTS[below - 2], PARTS_MANY[below - 2], False), case=case)
+        part = counted(above, (PARTS[below - 2], PARTS_MANY[below - 2], False), case=case, construct=construct and not match[1])
         return number_to_words(int(match[1]), case=case) + AND + part if match[1] else part
     found = NUMBER.fullmatch(run)
     if not found or not run:

@@ -72,22 +72,26 @@ LIGATURES = {
 }  # fmt: skip
 # Words in one sign, with the marks that NFKC forgets; what is typed after them is their ending.
 WORD_SIGNS = {"ﷲ": "اللَّه", "ﷴ": "مُحَمَّد", "ﷳ": "أَكْبَر", "ﷶ": "رَسُول", "ﷷ": "عَلَيْه", "ﷸ": "وَسَلَّم", "ﷹ": "صَلَّى", "﷼": "رِيَال"}
-PROPHET = among("محمد النبي الرسول رسول نبي نبينا المصطفى الحبيب")
+PROPHET = among("محمد النبي الرسول رسول نبي نبينا المصطفى الحبيب الأنبياء المرسلين")
 AT_PEACE = among(
     "علي الحسن الحسين الصادق الباقر الرضا الكاظم الهادي العسكري المهدي السجاد الإمام موسى عيسى المسيح إبراهيم إسماعيل إسحاق يعقوب "
     "يوسف نوح آدم داود سليمان أيوب يونس يحيى زكريا هارون لوط هود صالح شعيب إدريس إلياس جبريل النبي المؤمنين مريم فاطمة الزهراء زينب"
 )
 WOMEN = among("مريم فاطمة الزهراء زينب عائشة خديجة حفصة سودة صفية جويرية ميمونة أسماء سمية رقية آسية هاجر سارة سلمة حبيبة خولة")
-# A title needs a name after it; these begin one (letters, no marks).
-NAMES = among(
+# A title needs a name after it: one of these, or of the form الْبُخَارِيُّ, or any word after one that wants a person.
+WOMEN |= among(
+    "ليلى سعاد نور هدى منى سلمى رنا ريم لينا هند أمل إيمان آمنة بثينة جميلة حنان دعاء رانيا سميرة شيماء صفاء عبير غادة كوثر لطيفة مها "
+    "نادية نجلاء نوال هالة وفاء ياسمين رشا سهير سناء فدوى نهى هناء"
+)
+NAMES = WOMEN | among(
     "محمد أحمد احمد محمود علي حسن حسين عمر عثمان خالد يوسف إبراهيم ابراهيم إسماعيل اسماعيل يحيى عيسى موسى هارون داود سليمان صالح "
     "عبد أبو ابو أبي ابن بن طه سعيد سعد سالم سامي سمير كريم كمال جمال جميل جلال جابر جعفر حامد حازم حمزة حمد راشد رشيد رامي زيد زياد "
-    "زكريا زكي شوقي صلاح ضياء طارق طلال عادل عامر عماد عدنان عصام عزيز غازي غسان فؤاد فارس فاروق فاضل فهد فيصل قاسم لؤي ليث ماجد مازن "
-    "مالك مجدي محسن مصطفى مصعب معاذ منصور منير مهدي ناصر نبيل نجيب نزار هاشم هاني هشام هيثم وائل وليد ياسر ياسين أسامة أنس أيمن أمين "
-    "إياد أكرم أشرف أنور بدر بشار بلال تامر ثامر توفيق فاطمة عائشة خديجة مريم زينب سارة ليلى سعاد نور هدى منى سلمى رنا ريم لينا هند "
-    "أمل إيمان آمنة أسماء بثينة جميلة حنان دعاء رانيا سميرة شيماء صفاء عبير غادة كوثر لطيفة مها نادية نجلاء نوال هالة وفاء ياسمين"
+    "زكريا زكي زهير شوقي صلاح ضياء طارق طلال عادل عامر عباس عماد عدنان عصام عزيز غازي غسان فؤاد فارس فاروق فاضل فهد فيصل قاسم لؤي ليث "
+    "ماجد مازن مالك مجدي محسن مصطفى مصعب معاذ منصور منير مهدي ناصر نبيل نجيب نزار هاشم هاني هشام هيثم وائل وليد ياسر ياسين أسامة أنس "
+    "أيمن أمين إياد أكرم أشرف أنور بدر بشار بلال تامر ثامر توفيق رضا رياض شريف شاكر صبري طاهر عارف عاطف فريد فتحي لطفي ممدوح مراد نادر"
 )
-PARTICLES = among("ثم في من على إلى عن مع هو هي هم هذا هذه ذلك تلك نعم لا أو أم إن أن قد لقد كان كانت ما لم لن كل بل حيث إذا عند كما لكن")
+BEFORE_A_PERSON = among("قال يقول ذكر كتب جاء حضر زار سأل أجاب ألقى ألف الشيخ السيد الأستاذ الإمام مع إلى عن عند لدى تأليف بقلم إعداد إشراف تحقيق ترجمة")
+PARTICLES = among("ثم في من هو هي هم هذا هذه ذلك تلك نعم لا أو أم إن أن قد لقد كان كانت ما لم لن كل بل حيث إذا كما لكن لأن لأنه لأنها")
 LETTERED = re.compile("[وفبلك]?(?:ال|ل)?(?:إجابة|جواب|فقرة|حرف|خيار|اختيار|بند|قسم|فئة|مجموعة|صف|قائمة|نقطة|شكل|نوع|رمز|فصيلة|فيتامين|شقة|قاعة|مبنى|مادة|بديل|باب|.)")
 # Letters at the head of some suras, said by their names; a maddah over one of them tells.
 LETTER_NAMES = {"ا": "أَلِفْ", "ل": "لَامْ", "م": "مِيمْ", "ص": "صَادْ", "ر": "رَا", "ك": "كَافْ", "ه": "هَا", "ي": "يَا"}
@@ -154,6 +158,7 @@ TO_LETTERS = str.maketrans(VARIANTS)
 IN_BRACKETS = re.compile(r" ?\((ص|ع|رض)\)")
 SHORT = re.compile(f"(?<!{WORD})(?:ق\\. م|[إاأ]لخ)(?!{WORD})")
 LONE = re.compile(f"(?<!{WORD})([{LETTERS.replace('و', '')}])(?!{WORD})")
+LIST = re.compile(f"(?<!{WORD})[بج](?!{WORD})")
 SHORT_OR_LONE = re.compile(f"{SHORT.pattern}|{LONE.pattern}")
 TITLE = re.compile(f"(?<!{WORD})(أ\\. د|د)\\. (?=({WORD}+))")
 HEAD_OF_SURA = re.compile("[وفبل]?(?:ال|ل)?(?:سورة|حرف)")
@@ -247,17 +252,17 @@ def _lone(match: re.Match) -> str:
 
 
 def _title(match: re.Match) -> str:
-    """د. is a title before a known name, or in a sentence before what may be one; not after a letter or what is lettered."""
+    """د. is a title before a name, not after what is numbered by letters nor in a list of them."""
     before, name = words_before(match.string[: match.start()], 1), bare(match[2])
-    listed = before and LETTERED.fullmatch(bare(before[0]))
-    if listed or len(name) == 1 or name in PARTICLES or not (before or name in NAMES):
+    person = name in NAMES or name.removesuffix("ا") in NAMES or re.fullmatch("ال.+يّ.?", match[2]) or (before and bare(before[0]) in BEFORE_A_PERSON)
+    if not person or len(name) == 1 or name in PARTICLES or (before and LETTERED.fullmatch(bare(before[0]))) or LIST.search(match.string):
         return match[0]
     governed = before and bare(before[0]) in GENITIVE
     ending = re.search(f"(?:[{MARKS}]|ًا)*$", match[2])[0]
     shown = {"ٌ": "u", "ُ": "u", "ٍ": "i", "ِ": "i", "ً": "a", "َ": "i" if governed else "a"}
     case = next((shown[c] for c in ending if c in shown), "i" if governed else "u")
-    professor = f"الْأُسْتَاذ{VOWEL[case]} " if match[1] != "د" else ""
-    return f"{professor}الدُّكْتُور{VOWEL[case]} "
+    ending = ("َة" if name in WOMEN else "") + VOWEL[case]
+    return "".join(f"{title}{ending} " for title in (["الْأُسْتَاذ"] if match[1] != "د" else []) + ["الدُّكْتُور"])
 
 
 def _one_mark(match: re.Match) -> str:
@@ -278,7 +283,7 @@ WRONG = re.compile(
     f"(?P<many>[{LETTERS}](?!(?:{COMPLETE})?(?![{MARKS}]))[{MARKS}]+)"
     f"|(?P<inside>[{LETTERS}]ّ?[ًٌٍ](?=[{LETTERS}])(?![اىو](?!{WORD})))"
     f"|(?P<first>(?<!{WORD})[{LETTERS}]ْ(?=[{LETTERS}]))"
-    f"|(?P<never>ا[ًٌٍّٰ]|آ[{MARKS}]|ةّ)"
+    f"|(?P<never>ا[ًٌٍّٰ]|آ[{MARKS}]|ةّ)"
     f"|(?P<orphan>(?<!{WORD})[{MARKS}])"
 )
 WRONG_BECAUSE = {
@@ -296,18 +301,18 @@ def _spelling(text: str, notes: Counter[str]) -> str:
     Raises TextError for a word whose marks contradict each other.
     """
     text = CLUSTER.sub(_in_order, text)
-    if "ى" in text:  # with a vowel of its own, or after kasra, it is ي
-        text = re.sub(f"ى(?=ّ|[ٌٍَُِْ])|(?<=ِ)ى(?!{WORD})", "ي", text)
-    if "ً" in text:  # لَبَناً and لَبَنَاً are لَبَنًا
-        text = re.sub(f"َ?([اى])ً(?!{WORD})", r"ً\1", text)
-    if "آ" in text:  # a maddah over a long alif, before hamza or a doubled letter, is length
-        text = re.sub(f"(?<=َ)آ(?=[ءأإئؤ]|[{LETTERS}]ّ| [أإآء])", "ا", text).replace("آَ", "آ")
     if CARELESS.search(text):
         text = re.sub("اْ", "ا", text)
         text = re.sub(f"(?<!{WORD})اٰ", "آ", text)
         text = re.sub("َ(?:اٰ|وٰا?)", "َا", text)
         text = re.sub(f"(?<!{WORD})((?:[وفبكل][َِ]?)?ال)(اَ)|([{LETTERS}])ا(ّ?َ)", lambda m: m[0] if m[1] else m[3] + m[4] + "ا", text)
         text = re.sub(f"(?<!{WORD})([وفكل]َاَ)|َاَ", lambda m: m[1] or "َا", text)
+    if "ى" in text:  # with a vowel of its own, or after kasra, it is ي
+        text = re.sub(f"ى(?=ّ|[ٌٍَُِْ])|(?<=ِ)ى(?!{WORD})", "ي", text)
+    if "ً" in text:  # لَبَناً and لَبَنَاً are لَبَنًا
+        text = re.sub(f"َ?([اى])ً(?!{WORD})", r"ً\1", text)
+    if "آ" in text:  # a maddah over a long alif, before hamza or a doubled letter, is length
+        text = re.sub(f"(?<=َ)آ(?=[ءأإئؤ]|[{LETTERS}]ّ| [أإآء])", "ا", text).replace("آَ", "آ")
     if not WRONG.search(text):
         return text
     if twice := len(TWICE.findall(text)):
@@ -400,7 +405,7 @@ def replace_characters(substitutes: dict[str, str] | None = None) -> dict[str, s
     return {k: (substitutes or {}).get(v, v) for k, v in table.items()} | (substitutes or {})
 
 
-# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; lam before a doubled letter (الشَّمْسُ).
+# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; lam before a doubled letter (الشَّمْسُ).
 UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
 
 
