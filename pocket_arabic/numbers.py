@@ -228,6 +228,8 @@ def hour_to_words(hour: int, minute: int = 0, second: int = 0, case: str = "u") 
 
 LETTER, MARK = "ء-غف-يٱ-ۓ", "ً-ْٰ"
 WORD = f"[{LETTER}{MARK}]"
+NO_MARKS = dict.fromkeys([*range(0x64B, 0x653), 0x670])
+IN_WORDS = frozenset(map(chr, [*range(0x621, 0x63B), *range(0x641, 0x653), *range(0x670, 0x6D4)]))
 DIGITS = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "0123456789" * 2)
 DASH = "[-‐‒–—―−]"
 
@@ -267,13 +269,26 @@ UNITS: dict[str, Noun] = {
 
 
 def bare(word: str) -> str:
-    return re.sub(f"[{MARK}]", "", word)
+    return word.translate(NO_MARKS)
+
+
+def word_at(text: str, end: int) -> str:
+    """The letters and marks that end there."""
+    start = end
+    while start and text[start - 1] in IN_WORDS:
+        start -= 1
+    return text[start:end]
 
 
 def words_before(text: str, count: int) -> list[str]:
     """The last words of the text, the nearest first, as long as nothing but a space (or a bracket that opens) parts them."""
-    found = re.search(f"((?:{WORD}+ ){{0,{count - 1}}}{WORD}+)[ (]*$", text)
-    return [w for w in found[1].split()[::-1] if bare(w)] if found else []
+    end, words = len(text.rstrip(" (")), []
+    while len(words) < count and (word := word_at(text, end)):
+        words.append(word)
+        end -= len(word) + 1
+        if text[end : end + 1] != " ":
+            break
+    return [w for w in words if bare(w)]
 
 
 def genders(n: int, noun: str) -> tuple[bool, bool]:
@@ -337,24 +352,32 @@ ERA = re.compile(f"( ?)(ه|م|ص|ق\\.? ?[مه]|{'|'.join(sorted(UNITS, key=len,
 THOUSANDS = re.compile(r"(?<![0-9.,،٫٬/:+-])(?<![0-9] )[1-9][0-9]{0,2}(?: [0-9]{3})+(?=[.,٫][0-9]|(?! ?[0-9]))")
 SPACED_TELEPHONE = re.compile(r"(?<![0-9.,،٫٬/:-])(?<![0-9] )(?:\+|0)[0-9]+(?:[ -][0-9]+)+")
 SPACED_DATE = re.compile("(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) ?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])")
+PARTED = re.compile("[0-9] [0-9]")
+ATTACHED_LATER = re.compile(f"(?<=(?<!{WORD})(?:بِ|لِ|كَ)) (?=[0-9])")
 SPACED_RANGE = re.compile(f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))")
 
 
 def in_one_piece(text: str) -> str:
-    text = THOUSANDS.sub(lambda m: m[0].replace(" ", "٬"), text)
-    text = SPACED_TELEPHONE.sub(lambda m: m[0].replace(" ", "-") if sum(c.isdigit() for c in m[0]) >= 7 else m[0], text)
-    text = SPACED_DATE.sub(lambda m: m[0].replace(" ", ""), text)
-    text = re.sub("(?<=[0-9]) (?=[%٪])|(?<![0-9])([%٪]) (?=[0-9])", lambda m: m[1] or "", text).replace("٪", "%")
-    text = re.sub("([0-9] ?[هم]) ?/ ?(?=[0-9])", r"\1، ", text)
-    text = re.sub("(?<=[0-9]) (?=[1-9][/⁄][0-9])", "\ue000", text)  # 5 1/2 is one number
+    """Without the spaces inside a number, telephone number, date, per cent or range."""
+    if PARTED.search(text):
+        text = THOUSANDS.sub(lambda m: m[0].replace(" ", "٬"), text)
+        text = SPACED_TELEPHONE.sub(lambda m: m[0].replace(" ", "-") if sum(c.isdigit() for c in m[0]) >= 7 else m[0], text)
+        text = re.sub("(?<=[0-9]) (?=[1-9][/⁄][0-9])", "\ue000", text)  # 5 1/2 is one number
+    if "%" in text or "٪" in text:
+        text = text.replace("٪", "%")
+        text = re.sub("(?<=[0-9]) (?=%)|(?<=(?<![0-9])%) (?=[0-9])", "", text)
+    if "/" in text:
+        text = re.sub("([0-9] ?[هم]) ?/ ?(?=[0-9])", r"\1، ", text)
+    if "/" in text or re.search(DASH, text):
+        text = SPACED_RANGE.sub(_joined, SPACED_DATE.sub(lambda m: m[0].replace(" ", ""), text))
+    return ATTACHED_LATER.sub("", text)
 
-    def joined(match: re.Match) -> str:
-        first, middle, dash, space, last = match.groups()
-        marker = not match.string[: match.start()].strip() and not middle.endswith(" ")  # "1- " is an item of a list
-        return match[0] if int(first) >= int(last) or (space and marker) else f"{first}{middle.rstrip()}{dash}{last}"
 
-    text = SPACED_RANGE.sub(joined, text)
-    return re.sub(f"(?<!{WORD})(بِ|لِ|كَ) (?=[0-9])", r"\1", text)
+def _joined(match: re.Match) -> str:
+    first, middle, dash, space, last = match.groups()
+    item = not match.string[: match.start()].strip() and not middle.endswith(" ")  # "1- " begins an item of a list
+    rises = int(first) < int(last)
+    return f"{first}{middle.rstrip()}{dash}{last}" if rises and not (space and item) else match[0]
 
 
 class Reader:
@@ -546,9 +569,9 @@ def numbers_to_words(text: str) -> str:
     for match in RUN.finditer(text):
         lead, core, tail = CORE.fullmatch(match[0]).groups()
         start, end = match.start() + len(lead), match.end() - len(tail)
-        if core[0] == "." and re.search(f"{WORD}$", text[:start]):  # the stop of a sentence, its space forgotten
+        if core[0] == "." and word_at(text, start):  # the stop of a sentence, its space forgotten
             start, core = start + 1, core[1:]
-        touching = re.search(f"{WORD}*$", text[:start])[0]
+        touching = word_at(text, start)
         join = attached(touching) if touching else None
         if touching and not join and (len(bare(touching)) == 1 or not core[0].isdigit()):
             raise NumberError(touching + core, "a number in one word with what is before it")

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
+from itertools import groupby
 
 from pocket_arabic.numbers import (
     CHRIST,
@@ -126,9 +127,8 @@ def normalise(text: str, numbers: bool = True, notes: Counter[str] | None = None
             try:
                 text = numbers_to_words(text)
             except NumberError as error:
-                run, at = _place(error.run, raw) or (error.run, None)
-                place = f" at position {at}" if at else ""
-                raise TextError(f'{error.reason}, in "{run}"{place}: write it in words') from None
+                place = _place(error.run, raw)
+                raise TextError(f'{error.reason}, in "{error.run}"{place}: write it in words') from None
         text = re.sub("(?<=[ًَ])(ّ?)ی(ٰ?)(?!\\w|[ً-ْ])", r"\1ى\2", text)  # Persian ye, ى or ي by its place
         text = DASHES.sub("،", text).translate(TO_LETTERS)
         if other := UNKNOWN.search(text):
@@ -165,6 +165,9 @@ HEAD_OF_SURA = re.compile("[وفبل]?(?:ال|ل)?(?:سورة|حرف)")
 POWER = re.compile(f"(?<![0-9])10[⁰¹²³⁴-⁹]|[⁺⁻⁼]|(?<!{WORD})(?:[ء-ي]|كم|سم|مم)[²³]")
 NUMERAL = "[0-9٠-٩۰-۹]"
 FOOTNOTE = re.compile(f'(?:(?<={WORD})|(?<={NUMERAL})|(?<=[.،؟!؛:»"]))(?:\\[{NUMERAL}{{1,3}}\\])+|(?<={WORD})\\({NUMERAL}{{1,3}}\\)|۝ ?{NUMERAL}+|﴿{NUMERAL}+﴾|﴾{NUMERAL}+﴿')
+SPACES = re.compile(r"[^\S\n]+")
+# Nothing here is another form of something else, as NFKC has it.
+SIMPLE = re.compile(f"[ -~\n{LETTERS}{MARKS}٠-٩۰-۹٪٫٬،؛؟«»–—]*")
 LINE_ENDS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 CARELESS = re.compile("ا[َّْٰ]|َوٰ")
 
@@ -189,6 +192,8 @@ def _folded(character: str) -> str:
 
 def _characters(text: str, notes: Counter[str]) -> str:
     """What stands for letters and marks in many code points, in few; layout, footnotes and signs of the Quran taken out."""
+    if SIMPLE.fullmatch(text):
+        return SPACES.sub(" ", FOOTNOTE.sub(lambda m: _footnote(m, notes), text).translate(LAYOUT))
     if power := POWER.search(text):
         raise TextError(f'a power or a formula, in "{power[0]}" at position {power.start() + 1}: write it in words')
     text = re.sub(r"(?<!\S)ـ+(?!\S)", "،", text.replace("\u200b", " "))
@@ -199,7 +204,7 @@ def _characters(text: str, notes: Counter[str]) -> str:
     text = FOOTNOTE.sub(lambda m: _footnote(m, notes), text)
     if "\uffff" in text:
         notes["superscript or circled sign dropped, taken for a footnote mark"] += text.count("\uffff")
-    text = re.sub(r"[^\S\n]+", " ", text.replace("\uffff", "").translate(LAYOUT))
+    text = SPACES.sub(" ", text.replace("\uffff", "").translate(LAYOUT))
     if not QURANIC.search(text):
         return text
     for sign in set(text) & (SIGNS.keys() | READ_AS.keys()):
@@ -405,8 +410,8 @@ def replace_characters(substitutes: dict[str, str] | None = None) -> dict[str, s
     return {k: (substitutes or {}).get(v, v) for k, v in table.items()} | (substitutes or {})
 
 
-# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; lam before a doubled letter (الشَّمْسُ).
-UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
+# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; the و of عَمْرٌو; lam before a doubled letter (الشَّمْسُ).
+UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=[ٌٍ])و(?!{WORD})|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
 
 
 def pausal(text_norm: str) -> str:
@@ -435,15 +440,34 @@ def diacritize(text_norm: str) -> str:
     given, found = (re.findall(f"([^{MARKS}])([{MARKS}]*)", t) for t in (text_norm, restored))
     assert [g for g, _ in given] == [f for f, _ in found], (text_norm, restored)
     text = ""
-    for (letter, marks), (_, other) in zip(given, found):
+    for is_word, group in groupby(zip(given, found), lambda pair: pair[0][0] in LETTERS):
+        pairs = list(group)
+        as_given = "".join(letter + marks for (letter, marks), _ in pairs)
+        text += _completed(as_given, pairs) if is_word else as_given
+    for place in reversed(_bare(text)):
+        alone = not re.search(f"{WORD}.$", text[:place])  # no word begins with a sukun
+        text = f"{text[:place]}{'َ' if alone or text[place : place + 1] in tuple('اىة') else 'ْ'}{text[place:]}"
+    return text
+
+
+def _completed(word: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> str:
+    """A word with the marks that were found for its letters without; as it was, if they contradict those it had."""
+    text = ""
+    for (letter, marks), (_, other) in pairs:
         if letter in "اى" and "ٰ" not in other:  # the package writes لاَ for لَا
             text += other if text[-1:] in tuple(LETTERS) else ""
             other = ""
-        text += letter + (marks or (other if letter in LETTERS else ""))
-    text = normalise(text)
-    for place in reversed(_bare(text)):
-        text = f"{text[:place]}{'َ' if text[place : place + 1] in tuple('اىة') else 'ْ'}{text[place:]}"
-    return text
+        if marks == SHADDA:
+            marks += other.replace(SHADDA, "")
+        text += letter + (marks or other)
+    if not AS_IN_EGYPT.fullmatch(bare(word)):
+        text = re.sub("ِى$", "َى", text)  # the letter is given, the mark is a guess
+    with suppress(TextError):
+        return _spelling(text, Counter())
+    return word
+
+
+AS_IN_EGYPT = re.compile("[وفبلك]?(?:فى|الذى|التى|هى|لى|بى|إنى|أنى|أى)")  # ى for ي at the end, where only ي makes a word
 
 
 @cache
@@ -508,12 +532,12 @@ def _bare(text_norm: str) -> list[int]:
     return [i for i in _needing(text_norm) if text_norm[i : i + 1] not in tuple(MARKS)]
 
 
-def _place(run: str, raw: str) -> tuple[str, int] | None:
-    """A run of digits as it stands in the text the user gave, and its position (from 1)."""
-    folded = [(c, i) for i, given in enumerate(raw) for c in unicodedata.normalize("NFKC", given)]
-    signs = [f"[{c}{chr(0x660 + int(c))}{chr(0x6F0 + int(c))}]" if c in "0123456789" else "." for c in run]
-    found = re.search("[^0-9٠-٩۰-۹]{0,2}?".join(signs), "".join(c for c, _ in folded), re.S)
-    return (raw[folded[found.start()][1] : folded[found.end() - 1][1] + 1], folded[found.start()][1] + 1) if found else None
+def _place(run: str, raw: str) -> str:
+    """' at position 3': where the first digit of a run stands in the text the user gave (from 1)."""
+    digits = [(str(int(c)), at) for at, given in enumerate(raw, 1) for c in unicodedata.normalize("NFKC", given) if c.isdecimal()]
+    wanted = "".join(c for c in run if c.isdecimal())
+    first = "".join(c for c, _ in digits).find(wanted)
+    return f" at position {digits[first][1]}" if first >= 0 else ""
 
 
 def _describe(character: str, raw: str) -> str:
