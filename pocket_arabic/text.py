@@ -533,11 +533,14 @@ def _bare(text_norm: str) -> list[int]:
 
 
 def _place(run: str, raw: str) -> str:
-    """' at position 3': where the first digit of a run stands in the text the user gave (from 1)."""
-    digits = [(str(int(c)), at) for at, given in enumerate(raw, 1) for c in unicodedata.normalize("NFKC", given) if c.isdecimal()]
-    wanted = "".join(c for c in run if c.isdecimal())
-    first = "".join(c for c, _ in digits).find(wanted)
-    return f" at position {digits[first][1]}" if first >= 0 else ""
+    """' at position 3': where a run stands in the text the user gave (from 1), found by its digits."""
+    digits = [(str(int(c)), at) for at, given in enumerate(raw) for c in unicodedata.normalize("NFKC", given) if c.isdecimal()]
+    first = "".join(c for c, _ in digits).find("".join(c for c in run if c.isdecimal()))
+    lead = re.match("[^0-9]*", run)[0]
+    if first < 0:
+        return ""
+    at = digits[first][1]
+    return f" at position {at + 1 - (len(lead) if raw[:at].endswith(lead) else 0)}"
 
 
 def _describe(character: str, raw: str) -> str:
