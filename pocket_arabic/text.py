@@ -28,6 +28,7 @@ from pocket_arabic.numbers import (
     among,
     bare,
     numbers_to_words,
+    word_at,
     words_before,
 )
 
@@ -306,6 +307,21 @@ def _spelling(text: str, notes: Counter[str]) -> str:
     Raises TextError for a word whose marks contradict each other.
     """
     text = CLUSTER.sub(_in_order, text)
+    if twice := len(TWICE.findall(text)):
+        notes["a mark that is written twice is read once"] += twice
+        text = TWICE.sub(r"\1", text)
+    while (other := _respelled(text)) != text:
+        text = other
+    if wrong := WRONG.search(text):
+        word = word_at(text, wrong.end()) + re.match(f"{WORD}*", text[wrong.end() :])[0]
+        names = " and ".join(unicodedata.name(c) for c in wrong[0] if c in MARKS)
+        letter = f' on "{wrong[0][0]}"' if wrong[0][0] in LETTERS else ""
+        raise TextError(f'{WRONG_BECAUSE[wrong.lastgroup]} ({names}){letter}, in "{word}": correct the word')
+    return text
+
+
+def _respelled(text: str) -> str:
+    """One step of it; a step may make another due."""
     if CARELESS.search(text):
         text = re.sub("اْ", "ا", text)
         text = re.sub(f"(?<!{WORD})اٰ", "آ", text)
@@ -318,16 +334,6 @@ def _spelling(text: str, notes: Counter[str]) -> str:
         text = re.sub(f"َ?([اى])ً(?!{WORD})", r"ً\1", text)
     if "آ" in text:  # a maddah over a long alif, before hamza or a doubled letter, is length
         text = re.sub(f"(?<=َ)آ(?=[ءأإئؤ]|[{LETTERS}]ّ| [أإآء])", "ا", text).replace("آَ", "آ")
-    if not WRONG.search(text):
-        return text
-    if twice := len(TWICE.findall(text)):
-        notes["a mark that is written twice is read once"] += twice
-    text = TWICE.sub(r"\1", text)
-    if wrong := WRONG.search(text):
-        word = re.search(f"{WORD}*$", text[: wrong.end()])[0] + re.match(f"{WORD}*", text[wrong.end() :])[0]
-        names = " and ".join(unicodedata.name(c) for c in wrong[0] if c in MARKS)
-        letter = f' on "{wrong[0][0]}"' if wrong[0][0] in LETTERS else ""
-        raise TextError(f'{WRONG_BECAUSE[wrong.lastgroup]} ({names}){letter}, in "{word}": correct the word')
     return text
 
 
