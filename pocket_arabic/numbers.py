@@ -256,7 +256,10 @@ FEMININE = among(
     "سور مدن نساء ليال ليالي نقاط غرف سنين سنون ثوان ثواني أنفس عيون أعين أيد أقدام سفن قرى مدارس دول شقق قطع نسخ خطب جمل أمم "
     "فرق صور قصص حجج نفس دار يد عين بنت أم أخت أذن قدم ساق شمس نار بئر كأس حرب ريح نسمات"
 )
-MASCULINE = among("متر أمتار كيلومترات سنتيمترات مليمترات كيلوغرامات غرامات لترات دولارات ريالات جنيهات مجلدات حيوانات قرارات باصات خلفاء رؤساء")
+MASCULINE = among(
+    "متر أمتار كيلومترات سنتيمترات مليمترات كيلوغرامات غرامات لترات دولارات ريالات جنيهات مجلدات حيوانات قرارات باصات خلفاء رؤساء "
+    "آلاف ملايين مليارات أيام أشهر شهور أعوام أسابيع قرون رجال أشخاص أولاد أطفال طلاب كتب أجزاء أبواب فصول أبيات بيوت دراهم دنانير أقلام"
+)
 # Units written short, after digits only.
 UNITS: dict[str, Noun] = {
     "كم": ("كِيلُومِتْر", "كِيلُومِتْرَات", False),
@@ -353,7 +356,7 @@ THOUSANDS = re.compile(r"(?<![0-9.,،٫٬/:+-])(?<![0-9] )[1-9][0-9]{0,2}(?: [0-
 SPACED_TELEPHONE = re.compile(r"(?<![0-9.,،٫٬/:-])(?<![0-9] )(?:\+|0)[0-9]+(?:[ -][0-9]+)+")
 SPACED_DATE = re.compile("(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) ?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])")
 PARTED = re.compile("[0-9] [0-9]")
-ATTACHED_LATER = re.compile(f"(?<=(?<!{WORD})(?:بِ|لِ|كَ)) (?=[0-9])")
+ATTACHED_LATER = re.compile(f"(?<!{WORD})((?:بِ|لِ|كَ)|[وف]?[َ]?(?:[بك][َِ]?)?ال|[وف]?[َ]?لِ?ل) (?=[0-9])")
 SPACED_RANGE = re.compile(f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))")
 
 
@@ -370,7 +373,7 @@ def in_one_piece(text: str) -> str:
         text = re.sub("([0-9] ?[هم]) ?/ ?(?=[0-9])", r"\1، ", text)
     if "/" in text or re.search(DASH, text):
         text = SPACED_RANGE.sub(_joined, SPACED_DATE.sub(lambda m: m[0].replace(" ", ""), text))
-    return ATTACHED_LATER.sub("", text)
+    return ATTACHED_LATER.sub(r"\1", text)
 
 
 def _joined(match: re.Match) -> str:
@@ -431,7 +434,7 @@ class Reader:
             day, month, year = (found[0], found[2], found[3]) if found[0] else (found[7], found[6], found[4])
             era = HIJRA if self.suffix("ه") else CHRIST if self.suffix("م") else None
             return date_to_words(int(day), int(month), int(year), era, self.case)
-        if match := TIME.fullmatch(run):
+        if match := TIME.fullmatch(run.replace(".", ":") if self.hour else run):
             if re.search("سور|آي|نسب|مقياس|سفر", self.first):
                 raise ValueError("a time, a ratio or a verse")
             case = self.adjective_case() if self.hour else self.case

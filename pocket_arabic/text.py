@@ -51,17 +51,18 @@ MARKS_MODEL = "".join(ARABIC_TO_BUCKWALTER[c] for c in MARKS)
 LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
 # Same letter, other code point: Persian and Urdu keyboards, Quranic fonts; punctuation of other keyboards.
 VARIANTS = dict(zip("یکہھڪۃ", "يكههكة", strict=True))
-VARIANTS |= dict(zip("ࣰࣱࣲۡۧ", "ًٌٍْي", strict=True))
+VARIANTS |= dict(zip("\u08f0\u08f1\u08f2\u06e1\u06e7", "ًٌٍْي", strict=True))
 VARIANTS |= dict.fromkeys(",٬–—―‒()[]", "،") | {";": "؛", "?": "؟", "۔": "."}
 # Layout, which is not speech: tatweel, joiners, bidi controls, quotation marks. Zero-width space is not here: it parts words.
 CONTROLS = [0x640, 0xAD, 0x34F, 0x61C, 0xFEFF, *range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
 LAYOUT = dict.fromkeys([*CONTROLS, *map(ord, "\"'«»“”‘’„‚‹›﴾﴿")])
 # Signs of the Quran that say nothing more to a reader of single words, dropped with a note.
-SIGNS = dict.fromkeys(map(chr, range(0x6D6, 0x6DD)), "pause sign") | dict.fromkeys("۝۞۩", "ornament")
-SIGNS |= dict.fromkeys("۟۠", "sign of a silent letter") | dict.fromkeys("ٓۤۥۦ", "sign of length")
-SIGNS |= dict.fromkeys("ۭۣ۪ۢ۫۬", "sign of recitation")
-READ_AS = {"ۡ": "sukun", "ۧ": "ي", "ۨ": "ن"} | dict.fromkeys("ࣰࣱࣲ", "tanween")
-QURANIC = re.compile("[ٓۖ-ࣰۭ-ࣲ]")
+SIGNS = dict.fromkeys(map(chr, range(0x6D6, 0x6DD)), "pause sign") | dict.fromkeys("\u06dd\u06de\u06e9", "ornament")
+SIGNS |= dict.fromkeys("\u06df\u06e0", "sign of a silent letter") | dict.fromkeys("\u0653\u06e4\u06e5\u06e6", "sign of length")
+SIGNS |= dict.fromkeys("\u06e2\u06ed\u06e3\u06ea\u06eb\u06ec", "sign of recitation")
+READ_AS = {"\u06e1": "sukun", "\u06e7": "ي", "\u06e8": "ن"} | dict.fromkeys("\u08f0\u08f1\u08f2", "tanween")
+READ_AS |= dict.fromkeys("\u0656\u0657\u065e", "tanween or a vowel, by its place")
+QURANIC = re.compile("[\u0653\u0656\u0657\u065e\u06d6-\u06ed\u08f0-\u08f2]")
 
 # Written in one sign or in short, and read long.
 PRAYER, PEACE = "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ", "عَلَيْهِ السَّلَامُ"
@@ -69,7 +70,7 @@ PLEASED = "رَضِيَ اللَّهُ عَنْه"
 LIGATURES = {
     "ﷺ": PRAYER, "ﷻ": "جَلَّ جَلَالُهُ", "﷽": "بِسْمِ اللَّهِ الرَّحْمَنِ الرَّحِيمِ", "\ufdfe": "سُبْحَانَهُ وَتَعَالَى", "\ufdff": "عَزَّ وَجَلَّ",
     "\ufd40": "رَحِمَهُ اللَّهُ", "\ufd41": PLEASED + "ُ", "\ufd42": PLEASED + "َا", "\ufd43": PLEASED + "ُمْ", "\ufd44": PLEASED + "ُمَا",
-    "\ufd47": PEACE, "\ufd48": "عَلَيْهِمُ السَّلَامُ", "\ufd4d": "عَلَيْهَا السَّلَامُ", "\ufd4e": "تَبَارَكَ وَتَعَالَى", "\ufd4f": "رَحِمَهُمُ اللَّهُ",
+    "\ufd47": PEACE, "\ufdf5": PRAYER, "\ufd48": "عَلَيْهِمُ السَّلَامُ", "\ufd4d": "عَلَيْهَا السَّلَامُ", "\ufd4e": "تَبَارَكَ وَتَعَالَى", "\ufd4f": "رَحِمَهُمُ اللَّهُ",
     "ؐ": PRAYER, "ؑ": PEACE, "ؒ": "رَحْمَةُ اللَّهِ عَلَيْهِ", "ؓ": PLEASED + "ُ",
 }  # fmt: skip
 # Words in one sign, with the marks that NFKC forgets; what is typed after them is their ending.
@@ -98,7 +99,7 @@ LETTERED = re.compile("[وفبلك]?(?:ال|ل)?(?:إجابة|جواب|فقرة|
 # Letters at the head of some suras, said by their names; a maddah over one of them tells.
 LETTER_NAMES = {"ا": "أَلِفْ", "ل": "لَامْ", "م": "مِيمْ", "ص": "صَادْ", "ر": "رَا", "ك": "كَافْ", "ه": "هَا", "ي": "يَا"}
 LETTER_NAMES |= {"ع": "عَيْنْ", "ط": "طَا", "س": "سِينْ", "ح": "حَا", "ق": "قَافْ", "ن": "نُونْ"}
-HEAD = re.compile(f"(?<![{LETTERS}{MARKS}])(?=[الرمصكهيعطسحقن]*[لمصكعسقن][ٓۤ])(?:[المصركهيعطسحقن][ٓۖ-ۛۡۤ]*)+(?![{LETTERS}{MARKS}])")
+HEAD = re.compile(f"(?<![{LETTERS}{MARKS}])(?=[الرمصكهيعطسحقن]*[لمصكعسقن][\u0653\u06e4])(?:[المصركهيعطسحقن][\u0653\u06d6-\u06db\u06e1\u06e4]*)+(?![{LETTERS}{MARKS}])")
 
 
 class TextError(ValueError):
@@ -124,6 +125,7 @@ def normalise(text: str, numbers: bool = True, notes: Counter[str] | None = None
     raw, notes = text, Counter() if notes is None else notes
     if not PLAIN.fullmatch(text):
         text = IN_BRACKETS.sub(_in_brackets, _characters(text, notes))
+        text = DIED.sub("تُوُفِّيَ سَنَةَ ", text)
         if numbers:
             try:
                 text = numbers_to_words(text)
@@ -156,8 +158,10 @@ UNKNOWN = re.compile(f"[^{''.join(map(re.escape, TO_MODEL))}\\s]")
 PLAIN = re.compile(f"[{LETTERS}{MARKS} .،؟!؛:]*")
 DASHES = re.compile(r"(?<![^\s.،؟!؛:()\[\]])[-‐]+|[-‐]+(?![^\s.،؟!؛:()\[\]])")
 TO_LETTERS = str.maketrans(VARIANTS)
-IN_BRACKETS = re.compile(r" ?\((ص|ع|رض)\)")
-SHORT = re.compile(f"(?<!{WORD})(?:ق\\. م|[إاأ]لخ)(?!{WORD})")
+IN_BRACKETS = re.compile(r" ?\( ?(ص|ع|رض) ?\)")
+SHORT = re.compile(f"(?<!{WORD})(?:ق\\. م|[إاأ]لخ|صلعم)(?!{WORD})")
+LONG = {"ق": "قَبْلَ الْمِيلَادِ", "ص": PRAYER}
+
 LONE = re.compile(f"(?<!{WORD})([{LETTERS.replace('و', '')}])(?!{WORD})")
 LIST = re.compile(f"(?<!{WORD})[بج](?!{WORD})")
 SHORT_OR_LONE = re.compile(f"{SHORT.pattern}|{LONE.pattern}")
@@ -165,7 +169,8 @@ TITLE = re.compile(f"(?<!{WORD})(أ\\. د|د)\\. (?=({WORD}+))")
 HEAD_OF_SURA = re.compile("[وفبل]?(?:ال|ل)?(?:سورة|حرف)")
 POWER = re.compile(f"(?<![0-9])10[⁰¹²³⁴-⁹]|[⁺⁻⁼]|(?<!{WORD})(?:[ء-ي]|كم|سم|مم)[²³]")
 NUMERAL = "[0-9٠-٩۰-۹]"
-FOOTNOTE = re.compile(f'(?:(?<={WORD})|(?<={NUMERAL})|(?<=[.،؟!؛:»"]))(?:\\[{NUMERAL}{{1,3}}\\])+|(?<={WORD})\\({NUMERAL}{{1,3}}\\)|۝ ?{NUMERAL}+|﴿{NUMERAL}+﴾|﴾{NUMERAL}+﴿')
+DIED = re.compile(f"(?<!{WORD})ت\\.? ?(?={NUMERAL}{{1,4}} ?[هم](?!{WORD}))")
+FOOTNOTE = re.compile(f'(?:(?<={WORD})|(?<={NUMERAL})|(?<=[.،؟!؛:»"]))(?:\\[{NUMERAL}{{1,3}}\\])+|(?<={WORD})\\({NUMERAL}{{1,3}}\\)|\u06dd ?{NUMERAL}+|﴿{NUMERAL}+﴾|﴾{NUMERAL}+﴿')
 SPACES = re.compile(r"[^\S\n]+")
 # Nothing here is another form of something else, as NFKC has it.
 SIMPLE = re.compile(f"[ -~\n{LETTERS}{MARKS}٠-٩۰-۹٪٫٬،؛؟«»–—]*")
@@ -201,6 +206,7 @@ def _characters(text: str, notes: Counter[str]) -> str:
     text = re.sub(f"(?<!{WORD})[اأ]\\.?هـ+(?!{WORD})", "انْتَهَى", text)
     text = LINE_ENDS.sub("\n", "".join(map(_folded, text)))
     # A hamza on a tatweel or a ى has the seat ئ.
+    text = re.sub(f"(?<!{WORD})([وف]?[َ]?[بلك])ـ+ (?={NUMERAL})", r"\1", text)  # بـ 5
     text = re.sub("[ـىی]([ً-ْ]*)\u0654", r"ئ\1", unicodedata.normalize("NFKC", text))
     text = FOOTNOTE.sub(lambda m: _footnote(m, notes), text)
     if "\uffff" in text:
@@ -209,9 +215,15 @@ def _characters(text: str, notes: Counter[str]) -> str:
     if not QURANIC.search(text):
         return text
     for sign in set(text) & (SIGNS.keys() | READ_AS.keys()):
-        what = f"dropped, a {SIGNS[sign]}" if sign in SIGNS else f"read as {READ_AS[sign]}"
-        notes[f'"{sign}" ({unicodedata.name(sign)}) {what}'] += text.count(sign)
+        what = f"a {SIGNS[sign]}, not spoken by itself" if sign in SIGNS else f"read as {READ_AS[sign]}"
+        notes[f'"{sign}" ({unicodedata.name(sign)}): {what}'] += text.count(sign)
     text = HEAD.sub(lambda m: " ".join(LETTER_NAMES[c] for c in m[0] if c in LETTER_NAMES), text)
+    # A small waw or ya is length: inside a word it is written in full, at its end it is understood (لَهُ).
+    text = re.sub(f"\u06e5(?=[{LETTERS}])", "و", text)
+    text = re.sub(f"\u06e6(?=[{LETTERS}])|(?<=[ىي]ِ)\u06e6", "ي", text)
+    # Three signs that fonts of Medina use for tanween, and those of India for a long vowel (on ه at the end, and inside).
+    text = re.sub(f"(?<!ه)\u0657(?=[اى]?(?!{WORD}))|(?<=ه)\u0657(?=[اى](?!{WORD}))", "ً", text).replace("\u0657", "ُ")
+    text = re.sub(f"(?<!ه)\u0656(?!{WORD})", "ٍ", text).replace("\u0656", "ِ").replace("\u065e", "ٌ")
     # A small meem after a vowel at the end of a word is its tanween.
     text = re.sub(f"([\u064e-\u0650])[\u06e2\u06ed](?=ا?(?!{WORD}))", lambda m: chr(ord(m[1]) - 3), text)
     return text.replace("\u06e8", "نْ").translate(dict.fromkeys(map(ord, SIGNS)))
@@ -244,7 +256,7 @@ def _in_brackets(match: re.Match) -> str:
 
 def _short_forms(text: str) -> str:
     """One pass over ق. م, إلخ, the letters of suras and eras that stand alone, and د. before a name."""
-    text = SHORT.sub(lambda m: "قَبْلَ الْمِيلَادِ" if m[0][0] == "ق" else "إِلَى آخِرِهِ", text)
+    text = SHORT.sub(lambda m: LONG.get(m[0][0], "إِلَى آخِرِهِ"), text)
     return TITLE.sub(_title, LONE.sub(_lone, text))
 
 

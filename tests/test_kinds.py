@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, fails, run
 
 from pocket_arabic import text as arabic
 from pocket_arabic.numbers import number_to_words, numbers_to_words
@@ -95,6 +95,7 @@ NUMBERS = [
     # letters that touch
     ("مَجْمُوعَةُ الـ5", "مَجْمُوعَةُ الْخَمْسَةُ"),
     ("بِ5 وَلـ10 وبالـ20 وللـ3", "بِخَمْسَةٍ وَلِعَشَرَةٍ وَبِالْعِشْرِينَ وَلِلثَّلَاثَةِ"),
+    ("الـ 5 وَبـ 5 أَوْ بِ 5", "الْخَمْسَةُ وَبِخَمْسَةٍ أَوْ بِخَمْسَةٍ"),
     ("جَاءَ 5أَشْخَاصٍ", "جَاءَ خَمْسَةُ أَشْخَاصٍ"),
     ("الشَّقَّةُ 5ب", '! in "5ب" at position 12'),
     ("الشَّقَّةُ ج5", '! in "ج5" at position 12'),
@@ -117,6 +118,7 @@ TIMES = [
     ("فِي 10:15م", "فِي السَّاعَةِ الْعَاشِرَةِ وَالرُّبْعِ مَسَاءً"),
     ("السَّاعَةُ 5 م", "السَّاعَةُ الْخَامِسَةُ مَسَاءً"),
     ("السَّاعَةُ 1", "السَّاعَةُ الْوَاحِدَةُ"),
+    ("السَّاعَةُ 10.30", "السَّاعَةُ الْعَاشِرَةُ وَالنِّصْفُ"),
     ("14:00:10", "السَّاعَةُ الرَّابِعَةَ عَشْرَةَ وَعَشْرُ ثَوَانٍ"),
     ("10:30-11:30", "السَّاعَةُ الْعَاشِرَةُ وَالنِّصْفُ إِلَى السَّاعَةِ الْحَادِيَةَ عَشْرَةَ وَالنِّصْفِ"),
     ("25:00", "! no time of day"),
@@ -173,6 +175,7 @@ ABBREVIATIONS = [
     ("عَلَى ارْتِفَاعِ 1500م", "عَلَى ارْتِفَاعِ أَلْفٌ وَخَمْسُمِئَةِ مِتْرٍ"),
     ("قَطَعَ 300م", "قَطَعَ ثَلَاثُمِئَةِ مِتْرٍ"),
     ("عِنْدَهُ 100م", "! a year or a length"),
+    ("الْغَزَالِيُّ (ت 505 هـ)", "الْغَزَالِيُّ، تُوُفِّيَ سَنَةَ خَمْسِمِئَةٍ وَخَمْسٍ لِلْهِجْرَةِ"),
     ("تُوُفِّيَ ٤٥٠ ه", "تُوُفِّيَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ"),
     ("فِي الْقَرْنِ الثَّالِثِ ق.م.", "فِي الْقَرْنِ الثَّالِثِ قَبْلَ الْمِيلَادِ"),
     ("فِي الْقَرْنِ الثَّالِثِ هـ", "فِي الْقَرْنِ الثَّالِثِ لِلْهِجْرَةِ"),
@@ -200,6 +203,9 @@ QURANIC = [
     ("ال\u0653م\u0653 ذَٰلِكَ", "أَلِفْ لَامْ مِيمْ ذَٰلِكَ"),
     ("قُلْ هُوَ \u06dd١ ﴿اللَّهُ﴾ ﴿٢﴾", "قُلْ هُوَ اللَّهُ"),
     ("آَمَنَ اٰمَنَ قَالُواْ", "آمَنَ آمَنَ قَالُوا"),
+    ("حَسَن\u0657ا رَحْمَة\u0657 عَلِيم\u065e رَجُل\u0656", "حَسَنًا رَحْمَةً عَلِيمٌ رَجُلٍ"),  # as fonts of Medina have it
+    ("لَه\u0657 بِه\u0656 إِل\u0670ه\u0657ا", "لَهُ بِهِ إِلٰهًا"),  # and of India
+    ("دَاوُ\u06e5دَ إِ\u06e6لَٰفِ يُحْىِ\u06e6 بِهِ\u06e6", "دَاوُودَ إِيلَٰفِ يُحْيِي بِهِ"),
     ("ھُوَ مَدِینَۃٌ ڪَرِيمٌ", "هُوَ مَدِينَةٌ كَرِيمٌ"),
 ]
 MARKS = [
@@ -399,3 +405,21 @@ def test_long_runs_take_no_time(given):
     except arabic.TextError as error:
         assert "\n" not in str(error)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("الْجَوَابُ ب.", ['warning: --text: letter "ب" stands alone and is read as such', "AlojawaAbu b."]),
+        ("نَعَمْ\u06d6 ثُمَّ\u06d6", ["a pause sign, not spoken by itself (2 times)", "naEamo vum~a."]),
+    ],
+)
+def test_the_script_warns(text, printed):
+    said = run("generate_sample.py", "--model", ROOT / "demo" / "bundle", "--dry-run", "--text", text)
+    assert said.returncode == 0 and all(part in said.stdout for part in printed), said.stdout + said.stderr
+
+
+def test_a_line_of_a_text_file_ends_where_editors_end_it(tmp_path):
+    """A separator inside a line divides words, and does not move the numbers of the lines after it."""
+    (tmp_path / "text.txt").write_text("قَالَ\u2028نَعَمْ\nقَالَ\x0cنَعَمْ\nكَِتَابٌ\n", encoding="utf-8")
+    fails(run("generate_sample.py", "--model", ROOT / "demo" / "bundle", "--dry-run", "--text-file", tmp_path / "text.txt"), "line 3", "كَِتَابٌ")
