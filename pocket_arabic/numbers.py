@@ -355,6 +355,7 @@ ERA = re.compile(f"( ?)(ه|م|ص|ق\\.? ?[مه]|{'|'.join(sorted(UNITS, key=len,
 THOUSANDS = re.compile(r"(?<![0-9.,،٫٬/:+-])(?<![0-9] )[1-9][0-9]{0,2}(?: [0-9]{3})+(?=[.,٫][0-9]|(?! ?[0-9]))")
 SPACED_TELEPHONE = re.compile(r"(?<![0-9.,،٫٬/:-])(?<![0-9] )(?:\+|0)[0-9]+(?:[ -][0-9]+)+")
 SPACED_DATE = re.compile("(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) ?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])")
+FOLLOWING = re.compile(f" ?({WORD}+)((?: {WORD}+)?)")
 PARTED = re.compile("[0-9] [0-9]")
 ATTACHED_LATER = re.compile(f"(?<!{WORD})((?:بِ|لِ|كَ)|[وف]?[َ]?(?:[بك][َِ]?)?ال|[وف]?[َ]?لِ?ل) (?=[0-9])")
 SPACED_RANGE = re.compile(f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))")
@@ -402,10 +403,13 @@ class Reader:
         self.definite = bare(prefix).endswith(("ال", "لل"))
         self.hour = bool(HOUR.fullmatch(self.first))
         self.numbered = self.first in NUMBERED or self.first in NUMBERED_FEMININE
-        following = re.match(f" ?({WORD}+)((?: {WORD}+)?)", after)
-        self.next, rest = following.groups() if following else ("", "")
-        candidates = (bare(self.next + rest), bare(self.next), bare(rest.strip()) if bare(self.next) == "من" else "")
-        self.month = next((w for w in candidates if MONTH.fullmatch(w)), "")
+        following = FOLLOWING.match(after)
+        self.next, self.rest = following.groups() if following else ("", "")
+
+    def month(self) -> bool:
+        """Whether a month is named next, or after مِنْ."""
+        following = (self.next + self.rest, self.next, self.rest.strip() if bare(self.next) == "من" else "")
+        return any(MONTH.fullmatch(bare(words)) for words in following if words)
 
     def adjective_case(self) -> str:
         """An ordinal follows its noun's case, where the noun shows one."""
@@ -464,7 +468,7 @@ class Reader:
             return hour_to_words(n, case=self.adjective_case()) + self.half_of_day()
         if self.numbered and 1 <= n <= 99:
             return ordinal(n, self.first in NUMBERED_FEMININE, self.adjective_case()) + self.calendar(n)
-        if self.month and 1 <= n <= 31:
+        if 1 <= n <= 31 and self.month():
             return ordinal(n, case=case) + ("" if bare(self.next) == "من" else " مِنْ")
         if calendar := self.calendar(n):
             return number_to_words(n, self.feminine, "i") + calendar
@@ -504,7 +508,7 @@ class Reader:
         if self.numbered and low >= 1 and high <= 99:
             feminine = self.first in NUMBERED_FEMININE
             return ordinal(low, feminine, self.adjective_case()) + between + ordinal(high, feminine, "i")
-        if self.month and low >= 1 and high <= 31:
+        if low >= 1 and high <= 31 and self.month():
             return ordinal(low, case=self.case) + between + ordinal(high, case="i") + " مِنْ"
         years = self.era and re.sub("[ .]", "", self.era[2]) in ("ه", "م", "قم")
         start = number_to_words(low, self.feminine, "i" if years else self.case)
@@ -568,7 +572,7 @@ def numbers_to_words(text: str) -> str:
     text = text.translate(DIGITS)
     if not re.search("[0-9]", text):
         return text
-    text, said, at = in_one_piece(text.replace("ـ", "")), "", 0
+    text, said, at = in_one_piece(text), "", 0
     for match in RUN.finditer(text):
         lead, core, tail = CORE.fullmatch(match[0]).groups()
         start, end = match.start() + len(lead), match.end() - len(tail)
