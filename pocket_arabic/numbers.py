@@ -396,8 +396,8 @@ class Reader:
         self.written, self.first = (written or [""])[0], (self.previous or [""])[0]
         year = None if prefix or re.search("[ًٌٍ]", self.written) else YEAR_WORD.fullmatch(self.first)
         governs = self.first in GENITIVE or (self.first[:1] in ("و", "ف") and self.first[1:] in GENITIVE)
-        governs = governs and not re.search("[ًٌٍ]|^مَ", self.written)
-        genitive = re.fullmatch("[وف]?(?:[بلك](?:ال)?|لل)", bare(prefix)) if prefix else governs or year
+        governs = governs and not re.search("[ًٌٍ]|^مَن", self.written)
+        genitive = re.fullmatch("[وف]?(?:[بلك](?:ال)?|لل)", bare(prefix)) if prefix and bare(prefix) != "ال" else governs or year
         self.case = "i" if genitive else "u"
         self.feminine = bool(year and year[1])
         self.definite = bare(prefix).endswith(("ال", "لل"))
@@ -425,7 +425,7 @@ class Reader:
         """Whether م after the number is the Christian era, and not metres. Raises ValueError if nothing tells."""
         if any(YEAR_WORD.fullmatch(w) or w.strip("و") in OF_A_YEAR for w in self.previous):
             return True
-        if any(OF_A_LENGTH.match(w) for w in self.previous):
+        if any(OF_A_LENGTH.match(w) for w in self.previous) or self.previous[:2] == ["بعد", "على"]:
             return False
         if 1000 <= n <= 2100:
             return True
@@ -499,9 +499,10 @@ class Reader:
             first, last = (hour_to_words(*map(int, t.split(":")), case=c) for t, c in ((first, self.case), (last, "i")))
             return f"{'' if self.hour else f'السَّاعَة{VOWEL[self.case]} '}{first}{between}السَّاعَةِ {last}{self.half_of_day()}"
         low, high = whole(first), whole(last)
+        name = re.sub("[ .]", "", self.era[2]) if self.era else ""
         if low is None or high is None:
             return f"{value(first, self.case)}{between}{value(last, 'i')}"
-        if low >= high:
+        if low == high or (low > high) != (name in ("قم", "قه")):  # years before an era count down
             raise ValueError("a range that does not rise")
         if self.hour and high <= 24:
             return hour_to_words(low, case=self.adjective_case()) + between + hour_to_words(high, case="i") + self.half_of_day()
@@ -510,8 +511,7 @@ class Reader:
             return ordinal(low, feminine, self.adjective_case()) + between + ordinal(high, feminine, "i")
         if low >= 1 and high <= 31 and self.month():
             return ordinal(low, case=self.case) + between + ordinal(high, case="i") + " مِنْ"
-        years = self.era and re.sub("[ .]", "", self.era[2]) in ("ه", "م", "قم")
-        start = number_to_words(low, self.feminine, "i" if years else self.case)
+        start = number_to_words(low, self.feminine, "i" if name in ("ه", "م", "قم", "قه") else self.case)
         return start + between + self.amount(last, "i")
 
 
@@ -583,6 +583,8 @@ def numbers_to_words(text: str) -> str:
         if touching and not join and (len(bare(touching)) == 1 or not core[0].isdigit()):
             raise NumberError(touching + core, "a number in one word with what is before it")
         before = text[: start - len(touching) if join else start]
+        if tail.startswith("-") and before.strip() and not re.search("(?:^| )-", before):
+            raise NumberError(core + tail, "a number with a dash or a minus after it")
         reader = Reader(before if join or not touching else before + " ", touching if join else "", text[end:])
         try:
             words = reader.read(core)

@@ -211,7 +211,7 @@ def _characters(text: str, notes: Counter[str]) -> str:
     text = FOOTNOTE.sub(lambda m: _footnote(m, notes), text)
     if "\uffff" in text:
         notes["superscript or circled sign dropped, taken for a footnote mark"] += text.count("\uffff")
-    text = SPACES.sub(" ", text.replace("\uffff", "").translate(LAYOUT))
+    text = SPACES.sub(" ", text.replace("\uffff", "").translate(LAYOUT)).translate(str.maketrans("ہھ", "هه"))
     if not QURANIC.search(text):
         return text
     for sign in set(text) & (SIGNS.keys() | READ_AS.keys()):

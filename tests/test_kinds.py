@@ -4,6 +4,7 @@ tests/cases_text.json holds more, as `generate_sample.py --dry-run` reads them: 
 "refuse" says whether one error instead is right ("may"), wanted ("must") or wrong ("no").
 """
 
+import argparse
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT, fails, run
 
+import data_prep
 from pocket_arabic import text as arabic
 from pocket_arabic.numbers import number_to_words, numbers_to_words
 
@@ -86,7 +88,9 @@ NUMBERS = [
     ("بَيْنَ 5 – 7", "بَيْنَ خَمْسَةٍ وَسَبْعَةٍ"),
     ("الآيَةُ 5-7", "الآيَةُ الْخَامِسَةُ إِلَى السَّابِعَةِ"),
     ("النَّتِيجَةُ 7-5", "! a range that does not rise"),
+    ("سَنَةَ 400-300 ق.م", "سَنَةَ أَرْبَعِمِئَةٍ إِلَى ثَلَاثِمِئَةٍ قَبْلَ الْمِيلَادِ"),
     ("1- قَالَ", "وَاحِدٌ، قَالَ"),
+    ("حَرَارَتُهُ 5-", "! a number with a dash or a minus after it"),
     # leading zeros, telephones
     ("الْعَمِيلُ 007", "الْعَمِيلُ صِفْرٌ صِفْرٌ سَبْعَةٌ"),
     ("رَقْمُهُ 050 123 4567", "رَقْمُهُ صِفْرٌ خَمْسَةٌ صِفْرٌ وَاحِدٌ اثْنَانِ ثَلَاثَةٌ أَرْبَعَةٌ خَمْسَةٌ سِتَّةٌ سَبْعَةٌ"),
@@ -105,6 +109,7 @@ NUMBERS = [
     # the noun that is counted, and what governs
     ("5 سَنَوَاتٍ، 11 سَنَةً، 25 يَوْمًا", "خَمْسُ سَنَوَاتٍ، إِحْدَى عَشْرَةَ سَنَةً، خَمْسَةٌ وَعِشْرُونَ يَوْمًا"),
     ("12 جَارِيَةً و12 رَجُلًا", "اثْنَتَا عَشْرَةَ جَارِيَةً وَاثْنَا عَشَرَ رَجُلًا"),
+    ("مَعَ 2 مِنَ الـ5", "مَعَ اثْنَيْنِ مِنَ الْخَمْسَةِ"),
     ("فِي 12 يَوْمًا", "فِي اثْنَيْ عَشَرَ يَوْمًا"),
     ("100 رَجُلٍ وَ1000 نَاقَةٍ و2000 شَاةٍ", "مِئَةُ رَجُلٍ وَأَلْفُ نَاقَةٍ وَأَلْفَا شَاةٍ"),
     ("8 نِسَاءٍ و103 رِجَالٍ", "ثَمَانِي نِسَاءٍ وَمِئَةٌ وَثَلَاثَةُ رِجَالٍ"),
@@ -175,6 +180,7 @@ ABBREVIATIONS = [
     ("عَلَى ارْتِفَاعِ 1500م", "عَلَى ارْتِفَاعِ أَلْفٌ وَخَمْسُمِئَةِ مِتْرٍ"),
     ("قَطَعَ 300م", "قَطَعَ ثَلَاثُمِئَةِ مِتْرٍ"),
     ("عِنْدَهُ 100م", "! a year or a length"),
+    ("عَلَى بُعْدِ 5 م وَبَعْدَ 450 ھ", "عَلَى بُعْدِ خَمْسَةِ أَمْتَارٍ وَبَعْدَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ"),
     ("الْغَزَالِيُّ (ت 505 هـ)", "الْغَزَالِيُّ، تُوُفِّيَ سَنَةَ خَمْسِمِئَةٍ وَخَمْسٍ لِلْهِجْرَةِ"),
     ("تُوُفِّيَ ٤٥٠ ه", "تُوُفِّيَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ"),
     ("فِي الْقَرْنِ الثَّالِثِ ق.م.", "فِي الْقَرْنِ الثَّالِثِ قَبْلَ الْمِيلَادِ"),
@@ -295,6 +301,12 @@ def test_separators_and_dashes(given, wanted):
 def test_what_is_dropped_or_guessed_is_noted(given, note, count):
     notes = read(given)[1]
     assert [n for name, n in notes.items() if note in name] == [count] and len(notes) == 1
+
+
+def test_the_audit_of_a_corpus_counts_the_notes():
+    args = argparse.Namespace(romanized=False, phonemes=None, substitute={})
+    assert data_prep.utterance_text("نَعَمْ\u06d6 ثُمَّ\u06d6¹", None, args)[2].total() == 3
+    assert data_prep.utterance_text("نَعَمْ", None, args) == ("نَعَمْ.", "naEamo.", Counter())
 
 
 def test_plain_text_leaves_no_note():
