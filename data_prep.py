@@ -149,17 +149,18 @@ class Prepared:
     samples: np.ndarray  # [n] at the codec's rate
 
 
-def utterance_text(text: str, tokenizer, args: argparse.Namespace) -> tuple[str, str]:
-    """Text as given -> (text_norm, text_model). Raises TextError."""
+def utterance_text(text: str, tokenizer, args: argparse.Namespace) -> tuple[str, str, Counter[str]]:
+    """Text as given -> (text_norm, text_model, what was dropped or guessed on the way). Raises TextError."""
+    notes: Counter[str] = Counter()
     if args.romanized:
         text_norm = text_model = " ".join(text.split())
         if not text_norm:
             raise arabic.TextError("no text")
     else:
-        text_norm, text_model = arabic.model_text(text, phonemes=args.phonemes, substitutes=args.substitute)
+        text_norm, text_model = arabic.model_text(text, phonemes=args.phonemes, substitutes=args.substitute, notes=notes)
     if (args.romanized or args.phonemes) and tokenizer.decode(tokenizer.encode(text_model)) != text_model:
         raise arabic.TextError("the tokenizer cannot spell this text")
-    return text_norm, text_model
+    return text_norm, text_model, notes
 
 
 def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace) -> Prepared | str:
@@ -167,7 +168,7 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
     if utterance.problem:
         return utterance.problem
     try:
-        text_norm, text_model = utterance_text(utterance.text, tokenizer, args)
+        text_norm, text_model, notes = utterance_text(utterance.text, tokenizer, args)
         channels, raw_rate = decode(utterance.audio, 10 * args.max_sec)  # a whole chapter in one file is not read
         raw, mixed = mono(channels)
         if clipped_share(raw) > args.max_clipped:
@@ -191,6 +192,8 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
     row |= {"text": utterance.text, "text_norm": text_norm, "text_model": text_model, "duration_sec": round(seconds, 3), "speech_end_sec": round(end / rate, 3)}
     row |= {"raw_sec": round(len(raw) / raw_rate, 3), "raw_level_db": round(level_db(raw), 2), "level_db": round(level_db(samples), 2), "letters_per_sec": round(letters, 2)}
     row |= {"mixed": mixed} if mixed else {}
+    if notes:
+        row["text_notes"] = dict(notes)
     if isinstance(utterance.audio, Path):
         row["source"] = str(utterance.audio)
     return Prepared(row, samples)
@@ -363,6 +366,7 @@ def statistics(
         "hours_of_silence_trimmed": round(sum(r["raw_sec"] - r["duration_sec"] for r in rows) / 3600, 4),
         "rejects": {reason: len(found) for reason, found in by_reason(rejects).items()},
         "channels": dict(Counter(r["mixed"] for r in rows if "mixed" in r)),
+        "text_notes": dict(sum((Counter(r.get("text_notes", {})) for r in rows), Counter()).most_common()),
         "characters": sum(len(r["text_norm"]) for r in rows),
         "missing_marks": round(float(np.mean([arabic.missing_marks(r["text_norm"]) for r in rows])), 4),
         "tokens_per_word": round(sum(pieces) / sum(len(r["text_model"].split()) for r in rows), 3),

@@ -29,6 +29,7 @@ import shlex
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -162,7 +163,7 @@ def read_texts(args: argparse.Namespace) -> list[tuple[str, str]]:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{name}: no text in it")
     return lines
@@ -374,9 +375,12 @@ def main() -> None:
     texts = []
     for where, text in read_texts(args):
         try:
-            text_norm, text_model = arabic.model_text(text, args.romanized, args.numbers, info["phonemes"], info["substitute"], rewrite)
+            notes: Counter[str] = Counter()
+            text_norm, text_model = arabic.model_text(text, args.romanized, args.numbers, info["phonemes"], info["substitute"], rewrite, notes)
         except arabic.TextError as error:
             raise UserError(f"{where}: {error}") from None
+        for note, count in notes.items():
+            print(f"warning: {where}: {note}{f' ({count} times)' if count > 1 else ''}", flush=True)
         bare = arabic.missing_marks(text_norm)
         if bare > BARE_SHARE:
             print(f"warning: {where}: {bare:.0%} of the letters lack their mark; the model reads what is written: vocalise it, or --diacritize", flush=True)
