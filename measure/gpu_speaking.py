@@ -19,6 +19,7 @@ import platform
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,14 @@ def main() -> None:
         args.utterances, args.rows, args.stock = 12, 4, 2
     model, found = build(args.tiny, args.device), []
     chosen = utterances(model, args.utterances)
-    total = FRAME_SEC * sum(u.max_frames for u in chosen)
     gpu = args.device == "cuda"
     shared = {"rows": args.rows, "utterances": len(chosen)}
 
     # 1. In all, with decoding, as generate_sample.py speaks a file. The first round captures graphs and picks kernels.
     batch = Batch(model, args.rows)
     for round_ in ("first round", "second round"):
-        waiting, start, samples, first = iter(chosen), now(model), 0, None
-        for _, audio in run(batch, lambda: next(waiting, None)):
+        start, samples, first = now(model), 0, None
+        for _, audio in run(batch, partial(next, iter(chosen), None)):
             first = first or time.monotonic() - start
             samples += len(audio)
         memory = {"memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)} if gpu else {}
