@@ -131,32 +131,35 @@ def main() -> None:
     model, found = build(args.tiny, args.device), []
     chosen = utterances(model, args.utterances)
     gpu = args.device == "cuda"
-    shared = {"rows": args.rows, "utterances": len(chosen)}
 
-    # 1. In all, with decoding, as generate_sample.py speaks a file. The first round captures graphs and picks kernels.
-    batch = Batch(model, args.rows)
-    for round_ in ("first round", "second round"):
-        start, samples, first = now(model), 0, None
-        for _, audio in run(batch, partial(next, iter(chosen), None)):
-            first = first or time.monotonic() - start
-            samples += len(audio)
-        memory = {"memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)} if gpu else {}
-        report(found, f"batch with decoding, {round_}", samples / model.sample_rate, now(model) - start, first_audio_sec=round(first, 3), **shared, **memory)
+    # 1. The wheel's own loop.
+    stock(model, chosen[0])
+    start = now(model)
+    samples = sum(stock(model, u) for u in chosen[: args.stock])
+    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, now(model) - start, utterances=args.stock)
 
-    # 2. The parts apart.
+    # 2. Latents alone; the second of two rounds counts. The first captures graphs.
     for name, size, graphs, some in (
-        ("batch, latents alone", args.rows, True, chosen),
+        ("a batch of one row, latents alone, frames launched kernel by kernel", 1, False, chosen[: args.stock]),
         ("batch, latents alone, frames launched kernel by kernel", args.rows, False, chosen[: 2 * args.rows]),
         ("a batch of one row, latents alone", 1, True, chosen[: args.stock]),
+        ("batch, latents alone", args.rows, True, chosen),
     ):
         batch = Batch(model, size, graphs)  # the one before is freed
         for _ in range(2):
             start = now(model)
-            finished = generate(batch, some)
+            together = generate(batch, some)
             seconds = now(model) - start
-        report(found, name, FRAME_SEC * sum(len(f.latents) for f in finished), seconds, rows=size, utterances=len(some))
-        if name == "batch, latents alone":
-            together = finished
+        report(found, name, FRAME_SEC * sum(len(f.latents) for f in together), seconds, rows=size, utterances=len(some))
+
+    # 3. Alone, launched, and among others, by graphs: the same, but for rounding that each frame hands to the next.
+    alone = generate(Batch(model, 1, graphs=False), chosen[:4])
+    differences = [float((a.latents - b.latents).abs().max()) for a, b in zip(alone, together)]
+    row = {"what": "alone and in the batch", "largest_differences": differences, "largest_latent": max(float(a.latents.abs().max()) for a in alone)}
+    found.append(row)
+    print(json.dumps(row), flush=True)
+
+    # 4. Decoding alone.
     latents = [f.latents for f in together[: args.rows]]
     for _ in range(2):
         start = now(model)
@@ -164,17 +167,16 @@ def main() -> None:
         seconds = now(model) - start
     report(found, "decoding alone, one group", FRAME_SEC * sum(map(len, latents)), seconds, rows=len(latents))
 
-    # 3. Alone and among others, by graphs and by launches: the same. Finite, or equality says nothing.
-    alone = generate(Batch(model, 1, graphs=False), chosen[:4])
-    differences = [float((a.latents - b.latents).abs().max()) for a, b in zip(alone, together)]
-    found.append({"what": "alone and in the batch", "largest_difference": max(differences), "largest_latent": float(max(a.latents.abs().max() for a in alone))})
-    print(json.dumps(found[-1]), flush=True)
-
-    # 4. The wheel's own loop.
-    stock(model, chosen[0])
-    start = now(model)
-    samples = sum(stock(model, u) for u in chosen[: args.stock])
-    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, now(model) - start, utterances=args.stock)
+    # 5. In all, with decoding, as generate_sample.py speaks a file.
+    batch = Batch(model, args.rows)
+    for round_ in ("first round", "second round"):
+        start, samples, first = now(model), 0, None
+        for _, audio in run(batch, partial(next, iter(chosen), None)):
+            first = first or time.monotonic() - start
+            samples += len(audio)
+        more = {"first_audio_sec": round(first, 3), "rows": args.rows, "utterances": len(chosen)}
+        more |= {"memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)} if gpu else {}
+        report(found, f"batch with decoding, {round_}", samples / model.sample_rate, now(model) - start, **more)
 
     device = torch.cuda.get_device_name() if gpu else platform.machine()
     result = {"command": " ".join(["python", "measure/gpu_speaking.py", *sys.argv[1:]]), "device": device, "torch": torch.__version__, "measurements": found}
