@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from pocket_tts import TTSModel
 from pocket_tts.models.flow_lm import lsd_decode
+from pocket_tts.modules.attention import StreamingMultiheadAttention
 from pocket_tts.modules.stateful_module import ModelState, increment_steps, init_states
 from torch.nn import functional as F
 
@@ -47,6 +48,12 @@ def noise_of(seed: int, frames: int, std: float) -> torch.Tensor:
     return torch.empty(1 + frames, 32).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))[1:]
 
 
+def frequencies(attention: StreamingMultiheadAttention) -> torch.Tensor:
+    """Radians a position [width / 2], by the wheel's own formula to the bit."""
+    halves = torch.arange(attention.dim_per_head // 2, dtype=torch.float32)
+    return torch.exp(halves * (-math.log(attention.rope.max_period) * 2 / attention.dim_per_head))
+
+
 class Batch:
     """Up to `size` utterances, spoken `every` frames at a time. Rows come and go: those in use are the first.
 
@@ -64,9 +71,7 @@ class Batch:
         self.done: list[int] = []  # frames each has been through
         attention = self.lm.transformer.layers[0].self_attn
         self.heads = attention.num_heads, attention.num_kv_heads, attention.dim_per_head
-        # The wheel's own formula, to the bit.
-        halves = torch.arange(attention.dim_per_head // 2, dtype=torch.float32, device=self.device)
-        self.frequencies = torch.exp(halves * (-math.log(self.lm.transformer.max_period) * 2 / attention.dim_per_head))
+        self.frequencies = frequencies(attention).to(self.device)
         new, size = {"device": self.device}, max(size, LEAST)
         self.position = torch.zeros(size, dtype=torch.long, **new)  # of the next frame
         self.frame = torch.zeros(size, dtype=torch.long, **new)  # its number
@@ -241,21 +246,40 @@ def decode(model: TTSModel, latents: list[torch.Tensor], most: int) -> list[torc
     lengths = [len(latents[i]) for i in order]
     padded = torch.nn.utils.rnn.pad_sequence([latents[i] for i in order], batch_first=True) * lm.emb_std + lm.emb_mean
     padded = padded.to(device)
-    state = init_states(mimi, len(order), lengths[0] * steps)
+    longest = max(1, 2 * most // len(order))  # frames of a block
+    attentions = {name: m for name, m in mimi.named_modules() if isinstance(m, StreamingMultiheadAttention) and name.startswith("decoder")}
+    state = init_states(mimi, len(order), max(a.context for a in attentions.values()) + steps * longest)
     audio = torch.zeros(len(order), lengths[0] * mimi.frame_size)
     start = 0
     while start < lengths[0]:
         n = sum(length > start for length in lengths)
         state = {name: {k: v[:, :n] if k == "cache" else v[:n] for k, v in s.items()} for name, s in state.items()}
-        block = padded[:n, start : start + max(1, most // n)]
+        block = padded[:n, start : start + min(longest, max(1, most // n))]
         decoded = mimi.decode_from_latent(block, state)[:, 0]
         increment_steps(mimi, state, steps * block.shape[1])
+        for name, attention in attentions.items():
+            _forget(attention, state[name])
         audio[:n, start * mimi.frame_size :][:, : decoded.shape[1]] = decoded.cpu()
         start += block.shape[1]
     fade = torch.linspace(0, 1, model.sample_rate // 200)  # as the wheel does: a fresh decoder begins with a step
     audio[:, : len(fade)] *= fade
     decoded_rows = {i: audio[row, : lengths[row] * mimi.frame_size].clone() for row, i in enumerate(order)}
     return [decoded_rows[i] for i in range(len(latents))]
+
+
+def _forget(attention: StreamingMultiheadAttention, state: dict[str, torch.Tensor]) -> None:
+    """Drop what the codec's attention no longer looks at, and turn its keys to their new positions.
+
+    The wheel keeps all and masks it, which in the embedded codec is a fifth of the time at 5 s and grows with the length.
+    """
+    end = int(state["offset"][0])
+    if (gone := end - attention.context) <= 0:
+        return
+    kept = state["cache"][:, :, gone:end].clone()
+    turn = torch.polar(torch.ones(1), -gone * frequencies(attention)).to(kept.device)
+    kept[0] = torch.view_as_real(torch.view_as_complex(kept[0].unflatten(-1, (-1, 2))) * turn).flatten(-2)
+    state["cache"][:, :, : attention.context] = kept
+    state["offset"] -= gone
 
 
 def default_size(device: torch.device) -> int:
