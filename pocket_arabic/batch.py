@@ -43,9 +43,9 @@ class Finished:
     ended: bool  # whether it reached its end in time
 
 
-def noise_of(seed: int, frames: int, std: float) -> torch.Tensor:
-    """The noise [frames, C] that the wheel draws after torch.manual_seed(seed): a draw for the text, then one a frame."""
-    return torch.empty(1 + frames, 32).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))[1:]
+def noise_of(seed: int, frames: int, dim: int, std: float) -> torch.Tensor:
+    """The noise [frames, C] that the wheel draws on a CPU after torch.manual_seed(seed): once for the text, then once a frame."""
+    return torch.empty(1 + frames, dim).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))[1:]
 
 
 def frequencies(attention: StreamingMultiheadAttention) -> torch.Tensor:
@@ -107,32 +107,24 @@ class Batch:
     @torch.no_grad()
     def add(self, utterances: list[Utterance]) -> None:
         """Read voices and texts of at most `free` new rows, in one pass."""
-        if not utterances:
-            return
-        first, prompts = len(self.utterances), []
-        assert len(utterances) <= self.free, (len(utterances), self.free)
+        assert 0 < len(utterances) <= self.free, (len(utterances), self.free)
+        first = len(self.utterances)
         layers = [f"transformer.layers.{i}.self_attn" for i in range(self.cache.shape[1])]
         prompts = [int(u.voice[layers[0]]["offset"][0]) for u in utterances]
         lengths = [len(u.tokens) for u in utterances]
         longest = _round_up(max(lengths))
-        # Frames and positions to spare: a row may go on until the next look at the ends.
-        frames = max(u.max_frames for u in utterances) + self.every
-        self._make_room(max(p + max(longest, n + u.max_frames + self.every) for p, n, u in zip(prompts, lengths, utterances)), frames)
+        # Room to spare: a row goes on until the next look at the ends.
+        frames = [u.max_frames + self.every for u in utterances]
+        self._make_room(max(p + max(longest, n + f) for p, n, f in zip(prompts, lengths, frames)), max(frames))
         tokens = torch.zeros(len(utterances), longest, dtype=torch.long)
-        std = self.model.temp**0.5
-        for row, (u, prompt) in enumerate(zip(utterances, prompts), first):
-            tokens[row - first, : len(u.tokens)] = torch.tensor(u.tokens)
-            for i, layer in enumerate(layers):
-                self.cache[row, i, :, :, :prompt] = u.voice[layer]["cache"][:, 0, :prompt].transpose(1, 2)
-            self.noise[row, : u.max_frames + self.every] = noise_of(u.seed, u.max_frames + self.every, std).to(self.device)
+        for i, (u, prompt, count) in enumerate(zip(utterances, prompts, frames)):
+            tokens[i, : len(u.tokens)] = torch.tensor(u.tokens)
+            for layer, name in enumerate(layers):
+                self.cache[first + i, layer, :, :, :prompt] = u.voice[name]["cache"][:, 0, :prompt].transpose(1, 2)
+            self.noise[first + i, :count] = noise_of(u.seed, count, self.lm.ldim, self.model.temp**0.5).to(self.device)
         starts = torch.tensor(prompts)
-        self._layers(
-            self.lm.conditioner(tokens.to(self.device)),
-            slice(first, first + len(utterances)),
-            (starts[:, None] + torch.arange(longest)).to(self.device),
-            _round_up(max(prompts) + longest),
-        )
-        rows = slice(first, first + len(utterances))
+        rows, positions = slice(first, first + len(utterances)), (starts[:, None] + torch.arange(longest)).to(self.device)
+        self._layers(self.lm.conditioner(tokens.to(self.device)), rows, positions, _round_up(max(prompts) + longest))
         self.position[rows] = (starts + torch.tensor(lengths)).to(self.device)
         self.frame[rows], self.eos[rows], self.latent[rows] = 0, -1, self.lm.bos_emb
         self.utterances += utterances
@@ -141,13 +133,11 @@ class Batch:
 
     def _remove(self, gone: list[int]) -> None:
         """Rows that are done leave; the last ones take their places."""
-        last, moves = len(self.utterances), []
-        keep = last - len(gone)
-        sources = [row for row in range(keep, last) if row not in gone]
-        moves = list(zip([row for row in gone if row < keep], sources))
+        keep, last = len(self.utterances) - len(gone), len(self.utterances)
+        moves = list(zip([row for row in gone if row < keep], [row for row in range(keep, last) if row not in gone]))
         if moves:
             to, source = (torch.tensor(rows, device=self.device) for rows in zip(*moves))
-            used = _round_up(max(self.starts[row] + self.done[row] for row in sources))
+            used = max(self.starts[row] + self.done[row] for _, row in moves)
             self.cache[to, ..., :used, :] = self.cache[source, ..., :used, :]
             for tensor in (self.position, self.frame, self.eos, self.latent, self.noise, self.latents):
                 tensor[to] = tensor[source]
@@ -291,32 +281,38 @@ def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Fi
     """Speak what `take` gives, until it gives None: each utterance as it is done, with its audio [samples].
 
     `take` is asked whenever there is room, and once more after everything has been handed out, so that an utterance may be
-    taken again. What is together in a batch, and in a call of the codec, does not depend on timing.
-    On a CPU the codec works in threads beside the FlowLM, each on one core: that takes 0.2 of two cores' time one by
-    one, and two cores on every product more than either when anything else runs.
+    given again. What is together in a batch, and in a call of the codec, does not depend on timing.
+    On a CPU the codec works in threads beside the FlowLM, every thread on one core: products shared by two cores wait for
+    each other, ten times as long as they work if a third program runs.
     """
-    on_gpu, ready = batch.device.type == "cuda", []
+    on_gpu, threads = batch.device.type == "cuda", torch.get_num_threads()
     group, most = (batch.size, 1024) if on_gpu else (8, 32)
     workers = 0 if on_gpu else min(4, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    ready: list[Finished] = []
     pending: deque[tuple[list[Finished], Future | list]] = deque()
 
     def results() -> Iterator[tuple[Finished, torch.Tensor]]:
         finished, audio = pending.popleft()
         yield from zip(finished, audio.result() if isinstance(audio, Future) else audio)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        while True:
-            while batch.free and (room := [u for _ in range(batch.free) if (u := take()) is not None]):
-                batch.add(room)
-            if batch.utterances:
-                ready += batch.advance()
-            while len(ready) >= group or (ready and not batch.utterances):
-                args = (batch.model, [f.latents for f in ready[:group]], most)
-                pending.append((ready[:group], pool.submit(decode, *args) if workers else decode(*args)))
-                ready = ready[group:]
-                if len(pending) > workers:
-                    yield from results()
-            if not batch.utterances:
-                if not pending:
+    try:
+        torch.set_num_threads(threads if on_gpu else 1)
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            while True:
+                if room := [u for _ in range(batch.free) if (u := take()) is not None]:
+                    batch.add(room)
+                if batch.utterances:
+                    ready += batch.advance()
+                elif not ready and not pending:
                     return
-                yield from results()
+                draining = not batch.utterances
+                while len(ready) >= group or (ready and draining):
+                    args = (batch.model, [f.latents for f in ready[:group]], most)
+                    pending.append((ready[:group], pool.submit(decode, *args) if workers else decode(*args)))
+                    ready = ready[group:]
+                while len(pending) > workers:
+                    yield from results()
+                if draining and pending:
+                    yield from results()
+    finally:
+        torch.set_num_threads(threads)

@@ -3,6 +3,8 @@
 import itertools
 import queue
 import threading
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +160,42 @@ def test_a_frame_reads_nothing_back(model):
         batch._frame(16, 64 * 3)
     assert addresses == [tensor.data_ptr() for tensor in (batch.position, batch.frame, batch.eos, batch.latent, batch.cache, batch.latents)]
     assert batch.frame[:3].tolist() == [1, 1, 1]
+
+
+def test_graphs_take_the_same_frames(model, monkeypatch):
+    """The order of things around CUDA graphs, with graphs that are calls: the frame that warms up counts, a capture does not, a
+    graph of an old cache is dropped, idle rows run along."""
+    shapes, graphs = [], []
+
+    class Graph:
+        def __init__(self):
+            graphs.append(self)
+
+        def replay(self):
+            Batch._frame(batch, *self.shape)
+
+    @contextmanager
+    def capture(graph, pool):
+        def note(n, keys):
+            graph.shape = n, keys
+            shapes.append((n, keys))
+
+        batch._frame = note
+        yield
+        del batch._frame
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", torch.cuda.Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    utterances = [as_utterance(model, r, 0.04) for r in requests(model) + requests(model)]
+    alone = by_batch(Batch(model, 12), utterances)
+    batch = Batch(model, 20)
+    batch.pool = "a pool"
+    for one, other in zip(alone, by_batch(batch, utterances)):
+        assert torch.equal(one.latents, other.latents) and one.ended == other.ended
+    assert {n for n, _ in shapes} == {16, 20} and len(graphs) == len(shapes) < 12
 
 
 def test_rows_of_a_product_are_enough():
