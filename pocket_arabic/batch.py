@@ -281,12 +281,13 @@ def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Fi
     """Speak what `take` gives, until it gives None: each utterance as it is done, with its audio [samples].
 
     `take` is asked whenever there is room, and once more after everything has been handed out, so that an utterance may be
-    given again. What is together in a batch, and in a call of the codec, does not depend on timing.
+    given again. What is together in a batch does not depend on timing.
     On a CPU the codec works in threads beside the FlowLM, every thread on one core: products shared by two cores wait for
-    each other, ten times as long as they work if a third program runs.
+    each other, ten times as long as they work if a third program runs. It decodes row by row there, so that no sample
+    depends on the neighbours; eight at once are a tenth faster. A GPU decodes a batch of rows.
     """
     on_gpu, threads = batch.device.type == "cuda", torch.get_num_threads()
-    group, most = (batch.size, 1024) if on_gpu else (8, 32)
+    group, most = (batch.size, 1024) if on_gpu else (1, 16)
     workers = 0 if on_gpu else min(4, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     ready: list[Finished] = []
     pending: deque[tuple[list[Finished], Future | list]] = deque()
@@ -310,7 +311,7 @@ def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Fi
                     args = (batch.model, [f.latents for f in ready[:group]], most)
                     pending.append((ready[:group], pool.submit(decode, *args) if workers else decode(*args)))
                     ready = ready[group:]
-                while len(pending) > workers:
+                while len(pending) > 4 * workers:
                     yield from results()
                 if draining and pending:
                     yield from results()

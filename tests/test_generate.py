@@ -1,7 +1,6 @@
 """generate_sample.py as a user runs it, the chunks it speaks, and the bundle in the stock tools."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -323,7 +322,7 @@ def test_file_folder_stdin_and_stream(finished_run, tmp_path):
     assert result.returncode == 0 and both > sum(sf.info(tmp_path / "out" / f"000{n}.wav").frames for n in (1, 2)) - 24000
 
 
-def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_sentence(tmp_path):
+def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tmp_path):
     """By the embedded bundle, with the same command twice among them; a line of several chunks is joined as ever."""
     lines = [*TEXTS[:4], " ".join(TEXTS * 2)]
     orders = {"a": ([0, 1, 2, 3, 4], 3), "b": ([4, 2, 0, 3, 1], 2), "c": ([0, 1, 2, 3, 4], 3)}
@@ -334,10 +333,7 @@ def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_sentenc
         result = run(*command, "--batch-size", size)
         assert result.returncode == 0 and "end reached" in result.stdout, result.stderr
     a, b, c = ({i: (tmp_path / name / f"{place:04d}.wav").read_bytes() for place, i in enumerate(order, 1)} for name, (order, _) in orders.items())
-    assert a == c
-    for i in range(len(lines)):
-        (one, _), (other, _) = (sf.read(io.BytesIO(found[i]), dtype="int16") for found in (a, b))
-        assert len(one) == len(other) and np.abs(one.astype(int) - other).max() <= 1
+    assert a == b == c
     assert sf.info(tmp_path / "a" / "0005.wav").frames > 16 * 24000
 
 
