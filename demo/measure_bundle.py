@@ -42,7 +42,7 @@ from pocket_arabic.base import arabic_config, build_flow_lm  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import export_bundle, find_bundle  # noqa: E402
 from pocket_arabic.run import command, provenance, write_json  # noqa: E402
-from pocket_arabic.speech import EosWatch, join, load_bundle, pause_after, speak, split_text, voice_state  # noqa: E402
+from pocket_arabic.speech import Request, join, load_bundle, pause_after, speak_each, split_text, voice_state  # noqa: E402
 
 STOCK = Path(sys.executable).with_name("pocket-tts")
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -110,7 +110,7 @@ class Scorer:
 
 def ways(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path) -> dict:
     """The same sentences by every way to the model, each scored."""
-    model, watch = load_bundle(bundle), EosWatch()
+    model = load_bundle(bundle)
     voice = voice_state(model, bundle / "voice.wav")
     texts, info = [row["text"] for row in rows], json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     longest = info["max_tokens"]
@@ -120,9 +120,11 @@ def ways(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path) -> dict:
         place = folder / kind.replace(" ", "_")
         place.mkdir()
         wavs += [place / f"{i}.wav" for i in range(len(rows))]
+    for seed in range(3):
+        spoken = speak_each(model, [Request(row["text_model"], voice, seed) for row in rows], 2, info["slowest_sec_per_token"])
+        for wav, part in zip(kinds[f"generate_sample seed {seed}"], spoken):
+            write_wav(wav, part.audio, model.sample_rate)
     for i, row in enumerate(tqdm(rows, disable=None)):
-        for seed in range(3):
-            write_wav(kinds[f"generate_sample seed {seed}"][i], speak(model, voice, row["text_model"], seed, watch, 2, info["slowest_sec_per_token"]).audio, model.sample_rate)
         stock(bundle, row["text"], kinds["stock generate"][i])
         stock(bundle, row["text"], kinds["stock generate, whole"][i], "--max-tokens", longest)
         stock(bundle, unicodedata.normalize("NFC", row["text"]), kinds["stock generate, NFC"][i])
@@ -133,7 +135,7 @@ def ways(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path) -> dict:
 def passage(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path, out: Path | None) -> dict:
     """300 words in one go: every chunk scored, the joins' level and steps, memory."""
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    model, watch = load_bundle(bundle), EosWatch()
+    model = load_bundle(bundle)
     voice, rate = voice_state(model, bundle / "voice.wav"), model.sample_rate
     text = ""
     for row in rows:
@@ -141,8 +143,8 @@ def passage(bundle: Path, rows: list[dict], scorer: Scorer, folder: Path, out: P
             text = f"{text} {row['text_model']}".strip()
     chunks = split_text(text, model.flow_lm.conditioner.tokenizer, info["max_tokens"])
     spoken, memory = [], []
-    for chunk in tqdm(chunks, disable=None):
-        spoken.append(speak(model, voice, chunk, 0, watch, 2, info["slowest_sec_per_token"]))
+    for part in speak_each(model, [Request(chunk, voice, 0) for chunk in chunks], 2, info["slowest_sec_per_token"]):
+        spoken.append(part)
         memory.append(memory_mib())
     audio = join([s.audio for s in spoken], [pause_after(c) for c in chunks], rate)
     pairs, quiet, steps = [], [], []

@@ -35,7 +35,7 @@ from pocket_arabic.base import decode_latents  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.checkpoint import find_bundle  # noqa: E402
 from pocket_arabic.run import command, write_json  # noqa: E402
-from pocket_arabic.speech import EosWatch, load_bundle, speak, voice_state  # noqa: E402
+from pocket_arabic.speech import Request, load_bundle, speak_batch, voice_state  # noqa: E402
 from pocket_arabic.text import MARKS_MODEL  # noqa: E402
 
 
@@ -54,23 +54,21 @@ def main() -> None:
     args = p.parse_args()
     cache, bundle = Cache(args.data), find_bundle(args.model)
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    model, watch = load_bundle(bundle), EosWatch()
+    model, rows = load_bundle(bundle), cache.split("test")
     voice = voice_state(model, bundle / "voice.wav") if args.voice else init_states(model.flow_lm, 1, 1)
     deviation = np.asarray(cache.latents).std(0)
     noise = np.random.default_rng(args.seed)
     pairs: dict[str, list[dict]] = {}
-    ratios, missed, speech, elapsed = {}, [], 0.0, 0.0
-    for index, row in enumerate(tqdm(cache.split("test"), disable=None)):
+    ratios, missed, start = {}, [], time.monotonic()
+    texts = [row["text_model"] for row in rows]
+    if args.bare:
+        texts = ["".join(c for c in text if c not in MARKS_MODEL) for text in texts]
+    every = speak_batch(model, [Request(text, voice, args.seed) for text in texts])
+    elapsed, speech = time.monotonic() - start, sum(len(spoken.audio) for spoken in every) / model.sample_rate
+    for index, (row, spoken) in enumerate(zip(tqdm(rows, disable=None), every)):
         latents = np.array(cache.row_latents(row))
         draw = noise.standard_normal(latents.shape).astype("float32") * deviation
-        text_model = row["text_model"]
-        if args.bare:
-            text_model = "".join(c for c in text_model if c not in MARKS_MODEL)
-        start = time.monotonic()
-        spoken = speak(model, voice, text_model, args.seed, watch)
         generated = spoken.audio
-        elapsed += time.monotonic() - start
-        speech += len(generated) / model.sample_rate
         if not spoken.ended:
             missed.append(row["id"])
         ratios[row["id"]] = round(len(generated) / model.sample_rate / row["duration_sec"], 3)

@@ -1,22 +1,28 @@
 """Speaking with a bundle through the wheel's own inference: long texts in chunks, runaways caught, joins without clicks."""
 
 import logging
+import math
 import queue
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pocket_tts import TTSModel
+from pocket_tts.data.audio_utils import end_on_pause
+from pocket_tts.models.text_chunking import prepare_text_prompt, split_into_best_sentences
+from pocket_tts.modules.stateful_module import ModelState, init_states
 from pocket_tts.modules.text_conditioner import Tokenizer
 
 from pocket_arabic.audio import AudioError, read_audio, speech_bounds
 from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.batch import Batch, Utterance, default_size, run
 
 SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
 HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training
@@ -112,9 +118,24 @@ def pause_after(chunk: str) -> float:
 # --- speaking ---------------------------------------------------------------------------------------------------------
 
 
-def voice_state(model: TTSModel, voice: Path) -> dict:
-    """The model's state after a recording of the voice. Raises AudioError for an unusable one."""
-    return model.get_state_for_audio_prompt(torch.from_numpy(read_audio(voice, model.sample_rate))[None])
+@torch.no_grad()
+def voice_state(model: TTSModel, voice: Path) -> ModelState:
+    """The model's state after a recording of the voice, as the wheel makes it. Raises AudioError for an unusable one."""
+    audio = end_on_pause(torch.from_numpy(read_audio(voice, model.sample_rate))[None], model.sample_rate)
+    device = next(model.mimi.parameters()).device
+    return prompt_state(model, model.mimi.encode_to_latent(audio[None].to(device))[0])
+
+
+@torch.no_grad()
+def prompt_state(model: TTSModel, latents: torch.Tensor) -> ModelState:
+    """The model's state after a voice prompt given as raw latents [V, C], as a cache has them."""
+    lm = model.flow_lm
+    prompt = F.linear(latents.to(lm.bos_emb), lm.speaker_proj_weight)[None]
+    if lm.insert_bos_before_voice:
+        prompt = torch.cat([lm.bos_before_voice, prompt], 1)
+    state = init_states(lm, 1, prompt.shape[1])
+    model._run_flow_lm_and_increment_step(state, audio_conditioning=prompt)
+    return state
 
 
 def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None, frames: int = 1) -> Iterator[np.ndarray]:
@@ -135,14 +156,17 @@ class Spoken:
     first_sec: float  # until its first audio was there
 
 
-def speak(model: TTSModel, state: dict, chunk: str, seed: int, watch: EosWatch, retries: int = 0, slowest: float | None = None) -> Spoken:
-    """One chunk of model text, spoken. An attempt that misses its end, runs on or is silent is made again with the next
-    seed, up to `retries` times; if all fail, the shortest that is not silent counts.
+def longest_sec(model: TTSModel, chunk: str, slowest: float | None) -> float:
+    """Seconds after which a chunk has missed its end. `slowest`: seconds a token that the slowest training text took; half as
+    much again and a second may pass. The wheel's own cap, a third of a second a token and 2 s, is for word pieces and too
+    long for letters."""
+    return math.inf if slowest is None else 1.5 * slowest * len(model.flow_lm.conditioner.tokenizer.encode(chunk)) + 1
 
-    `slowest`: seconds a token that the slowest training text took. An attempt is cut off a second beyond half as much
-    again; the wheel's own cap, a third of a second a token and 2 s, is for word pieces and too long for letters.
-    """
-    limit = None if slowest is None else 1.5 * slowest * len(model.flow_lm.conditioner.tokenizer.encode(chunk)) + 1
+
+def speak(model: TTSModel, state: ModelState, chunk: str, seed: int, watch: EosWatch, retries: int = 0, slowest: float | None = None) -> Spoken:
+    """One chunk of model text, spoken by the wheel's own loop. An attempt that misses its end, runs on beyond `longest_sec` or
+    is silent is made again with the next seed, up to `retries` times; if all fail, the shortest that is not silent counts."""
+    limit = longest_sec(model, chunk, slowest)
     attempts: list[Spoken] = []
     for attempt in range(seed, seed + retries + 1):
         missed, start, pieces, first, stop = watch.missed, time.monotonic(), [], 0.0, threading.Event()
@@ -150,12 +174,86 @@ def speak(model: TTSModel, state: dict, chunk: str, seed: int, watch: EosWatch, 
             if not stop.is_set():
                 pieces.append(piece)
             first = first or time.monotonic() - start
-            if limit is not None and sum(map(len, pieces)) > limit * model.sample_rate:
+            if sum(map(len, pieces)) > limit * model.sample_rate:
                 stop.set()
         attempts.append(Spoken(np.concatenate(pieces), attempt, watch.missed == missed and not stop.is_set(), first))
-        if attempts[-1].ended and not is_silent(attempts[-1].audio, model.sample_rate):
-            return attempts[-1]
-    return min(attempts, key=lambda a: (is_silent(a.audio, model.sample_rate), not a.ended, len(a.audio)))
+        if good(attempts[-1], model.sample_rate):
+            break
+    return best(attempts, model.sample_rate)
+
+
+@dataclass
+class Request:
+    """A chunk of model text that a batch shall speak."""
+
+    chunk: str
+    voice: ModelState  # of `voice_state` or `prompt_state`
+    seed: int
+
+
+def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> Iterator[Spoken]:
+    """Requests, spoken `size` at a time, in their order, each as soon as it and those before it are done.
+
+    As `speak` does each alone: the same noise, cap and end, latents equal to 1e-4. `requests` may be a generator: only what
+    is being spoken, and what waits for its turn in the order, is in memory.
+    """
+    batch = Batch(model, size or default_size(model.flow_lm.bos_emb.device))
+    start, waiting, again = time.monotonic(), enumerate(requests), deque()
+    numbers: dict[Utterance, int] = {}
+    attempts: dict[int, list[Spoken]] = {}
+    done: dict[int, Spoken] = {}
+    following = 0
+
+    def take() -> Utterance | None:
+        number, utterance = again.popleft() if again else (None, None)
+        if utterance is None:
+            number, request = next(waiting, (None, None))
+            utterance = None if request is None else as_utterance(model, request, slowest)
+        if utterance is not None:
+            numbers[utterance] = number
+        return utterance
+
+    for finished, audio in run(batch, take):
+        number, utterance = numbers.pop(finished.utterance), finished.utterance
+        tries = attempts.setdefault(number, [])
+        tries.append(Spoken(audio.numpy(), utterance.seed, finished.ended, time.monotonic() - start))
+        if not good(tries[-1], model.sample_rate) and len(tries) <= retries:
+            again.append((number, replace(utterance, seed=utterance.seed + 1)))
+            continue
+        done[number] = best(attempts.pop(number), model.sample_rate)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def speak_batch(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> list[Spoken]:
+    """All of `speak_each`."""
+    return list(speak_each(model, requests, retries, slowest, size))
+
+
+def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Utterance:
+    """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
+    lm, options = model.flow_lm, (model.remove_semicolons, model.append_terminal_punctuation, model.capitalize_first_letter, model.replace_characters)
+    spaces = model.pad_with_spaces_for_short_inputs
+    (text,) = split_into_best_sentences(lm.conditioner.tokenizer, request.chunk, 10**6, spaces, *options)
+    prepared, guess = prepare_text_prompt(text, spaces, *options)
+    tokens = lm.conditioner.tokenizer.encode(prepared)
+    after = guess + 2 if model.model_recommended_frames_after_eos is None else model.model_recommended_frames_after_eos
+    deadline = max_frames = model._estimate_max_gen_len(len(tokens))
+    deadline -= 1  # the wheel counts one that needs all its frames as missed
+    limit = longest_sec(model, request.chunk, slowest) * model.mimi.frame_rate
+    if limit < deadline:
+        deadline = int(limit)
+        max_frames = min(max_frames, DECODE_FRAMES * (deadline // DECODE_FRAMES + 1))  # `speak` sees it at the end of a block
+    return Utterance(request.voice, tokens, request.seed, after, max_frames, deadline)
+
+
+def good(spoken: Spoken, rate: int) -> bool:
+    return spoken.ended and not is_silent(spoken.audio, rate)
+
+
+def best(attempts: list[Spoken], rate: int) -> Spoken:
+    return min(attempts, key=lambda a: (is_silent(a.audio, rate), not a.ended, len(a.audio)))
 
 
 def is_silent(audio: np.ndarray, rate: int) -> bool:
@@ -166,23 +264,28 @@ def is_silent(audio: np.ndarray, rate: int) -> bool:
     return False
 
 
-def join(parts: list[np.ndarray], pauses: list[float], rate: int) -> np.ndarray:
-    """Chunks [samples] and the seconds of silence after each -> one audio [samples], faded at the joins.
+def joined(parts: Iterable[tuple[np.ndarray, float]], rate: int) -> Iterator[np.ndarray]:
+    """Chunks [samples] and the seconds of silence after each -> the pieces [samples] of one audio, faded at the joins.
 
     The last keeps its own end, and a single chunk stays as it is.
     """
-    if len(parts) == 1:
-        return parts[0]
-    joined, fade = [], int(FADE_SEC * rate)
-    for number, (audio, pause) in enumerate(zip(parts, pauses)):
+    fade, ramp = int(FADE_SEC * rate), np.linspace(0, 1, int(FADE_SEC * rate), dtype=np.float32)
+    waiting = iter(parts)
+    current, first = next(waiting, None), True
+    while current is not None:
+        following = next(waiting, None)
+        audio, pause = current
         start, end = (0, len(audio)) if is_silent(audio, rate) else speech_bounds(audio, rate, FLOOR_DB)
-        last = number == len(parts) - 1
-        stop = len(audio) if last else end + int(pause * rate)
-        piece = audio[max(0, start - int(HEAD_SEC * rate)) if number else 0 : stop].copy()
-        ramp = np.linspace(0, 1, fade, dtype=np.float32)
-        if number:
+        stop = len(audio) if following is None else end + int(pause * rate)
+        piece = audio[0 if first else max(0, start - int(HEAD_SEC * rate)) : stop].copy()
+        if not first:
             piece[:fade] *= ramp
-        if not last:
+        if following is not None:
             piece[-fade:] *= ramp[::-1]
-        joined.append(np.pad(piece, (0, max(0, stop - len(audio)))))
-    return np.concatenate(joined)
+        yield np.pad(piece, (0, max(0, stop - len(audio))))
+        current, first = following, False
+
+
+def join(parts: list[np.ndarray], pauses: list[float], rate: int) -> np.ndarray:
+    """`joined` in one array [samples]."""
+    return np.concatenate(list(joined(zip(parts, pauses), rate)))

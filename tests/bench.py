@@ -4,7 +4,7 @@
 Reads   nothing but the embedded corpus; the released `english` architecture gets random weights.
 Writes  --out, JSON.
 
-    make bench                                                # everything, some 20 minutes on 2 cores
+    make bench                                                # everything, some 25 minutes on 2 cores
     python tests/bench.py --only data --out /tmp/bench.json   # data_prep alone
 """
 
@@ -30,11 +30,13 @@ from hub import random_release, release_config  # noqa: E402
 
 import data_prep  # noqa: E402
 from pocket_arabic.audio import read_audio, resample, trimmed  # noqa: E402
-from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights  # noqa: E402
+from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights, tts_model  # noqa: E402
 from pocket_arabic.cache import Cache, CacheWriter  # noqa: E402
 from pocket_arabic.corpus import open_corpus  # noqa: E402
 from pocket_arabic.rows import Latents  # noqa: E402
 from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
+from pocket_arabic.speech import EosWatch, Request, load_bundle, speak, speak_batch, voice_state  # noqa: E402
+from pocket_arabic.text import model_text  # noqa: E402
 
 
 def real_base(folder: Path):
@@ -173,10 +175,37 @@ def bench_train(base: Path, data: Path, out: Path, batch: int, steps: int, round
     return {"batch": batch, "steps": steps, "rounds": rounds, **{name: {k: round(v, 4) for k, v in row.items()} for name, row in best.items()}}
 
 
+def sentences(count: int) -> list[str]:
+    """The embedded corpus's first sentences, as the model reads them."""
+    with open(ROOT / "demo" / "corpus" / "metadata.csv", encoding="utf-8") as file:
+        return [model_text(row["text"])[1] for row in list(csv.DictReader(file))[:count]]
+
+
+def bench_speaking(model, voice: Path, texts: list[str], slowest: float, sizes: tuple[int, ...], alone: int, rounds: int) -> dict:
+    """Seconds a second of speech of a file of `texts`, as a batch and one by one (of which the first `alone`), in turns."""
+    torch.set_num_threads(1)  # as importing the wheel leaves it, and as generate_sample.py speaks
+    state, watch = voice_state(model, voice), EosWatch()
+    requests = [Request(text, state, 0) for text in texts]
+    ways = {"one by one": lambda: [speak(model, state, r.chunk, r.seed, watch, 0, slowest) for r in requests[:alone]]}
+    ways |= {f"batch of {size}": lambda size=size: speak_batch(model, requests, 0, slowest, size) for size in sizes}
+    wall, cpu = ({name: [] for name in ways} for _ in range(2))
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start, used = time.monotonic(), time.process_time()
+            spoken = sum(len(s.audio) for s in way()) / model.sample_rate
+            wall[name].append((time.monotonic() - start) / spoken)
+            cpu[name].append((time.process_time() - used) / spoken)
+            print(f"{name:14} {wall[name][-1]:.4f} s a second of speech, {cpu[name][-1]:.4f} of a processor", flush=True)
+    use_all_cores()
+    wall, cpu = ({name: round(min(values), 4) for name, values in found.items()} for found in (wall, cpu))
+    ratios = {name: round(value / wall["one by one"], 4) for name, value in wall.items()}
+    return {"sentences": len(texts), "one_by_one": alone, "seconds_a_second": wall, "processor_seconds_a_second": cpu, "to_one_by_one": ratios}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench.json")
-    p.add_argument("--only", choices=("data", "real size", "nano size"), help="one part; the others in --out stay")
+    p.add_argument("--only", choices=("data", "real size", "nano size", "speaking"), help="one part; the others in --out stay")
     p.add_argument("--rounds", type=int, default=3, help="of everything but the real size; the fastest counts")
     args = p.parse_args()
     use_all_cores()
@@ -188,6 +217,13 @@ def main() -> None:
         clips(folder / "corpus", 32)
         if args.only in (None, "data"):
             result["data"] = bench_data(mimi, tokenizer, folder, args.rounds)
+        if args.only in (None, "speaking"):
+            bundle = ROOT / "demo" / "bundle"
+            slowest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["slowest_sec_per_token"]
+            result["speaking"] = {"nano size": bench_speaking(load_bundle(bundle), bundle / "voice.wav", sentences(64), slowest, (8, 16, 32, 64), 64, args.rounds)}
+            # Random weights never end: every sentence is cut off after some 3 s, alone as in the batch.
+            random = tts_model(config, build_flow_lm(config, load_weights(config)), mimi, eos_threshold=float("inf"))
+            result["speaking"]["real size"] = bench_speaking(random, bundle / "voice.wav", sentences(16), 0.03, (8, 16), 4, 1)
         with open(folder / "english.yaml", "w", encoding="utf-8") as file:
             yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
         for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""How fast a batch speaks: the released `english` size with random weights, utterances as long as ClArTTS's test split has them.
+
+Reads   nothing. Needs torch, numpy and pocket-tts only.
+Writes  a JSON line a measurement; with --out all of them to a file.
+
+    python measure/gpu_speaking.py --out samples/bench_gpu.json     # a GPU; some 2 minutes
+    python measure/gpu_speaking.py --tiny                           # does it run? any CPU
+
+615 utterances of 1.8 to 12.8 s, 44 minutes in all. Random weights never end, so every utterance has its number of frames.
+Measured: the batch with decoding, its parts apart, frames launched kernel by kernel, a batch of one row, and the wheel's
+own loop, which speaks one utterance after another; and whether an utterance is the same alone and among others.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pocket_tts.modules.text_conditioner as conditioner
+import torch
+import yaml
+from pocket_tts import TTSModel
+from pocket_tts.models.flow_lm import FlowLMModel
+from pocket_tts.models.mimi import build_mimi
+from pocket_tts.models.tts_model import stamp_state_names
+from pocket_tts.modules.stateful_module import ModelState, init_states
+from pocket_tts.utils.config import CONFIGS_DIR, Config
+from torch import nn
+
+logging.getLogger("pocket_tts").setLevel(logging.ERROR)  # the stock loop says of every utterance that it did not end
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from pocket_arabic.batch import Batch, Finished, Utterance, decode, run  # noqa: E402
+
+FRAME_SEC = 0.08
+PROMPT_FRAMES = 63  # 5 s of voice
+
+
+class Tokens:
+    """A tokenizer that needs no file: a text of n characters has n tokens."""
+
+    def __init__(self, bins: int):
+        self.bins = bins
+
+    def __call__(self, text: str) -> torch.Tensor:
+        return (torch.arange(len(text)) * 7919 % self.bins)[None]
+
+
+def build(tiny: bool, device: str) -> TTSModel:
+    """The wheel's model of the released size (or a small one), never ending."""
+    raw = yaml.safe_load((CONFIGS_DIR / "english.yaml").read_text(encoding="utf-8"))
+    if tiny:
+        raw["flow_lm"]["transformer"] |= {"d_model": 64, "num_heads": 2, "num_layers": 2}
+        raw["flow_lm"]["flow"] |= {"dim": 64, "depth": 2}
+        raw["flow_lm"]["lookup_table"]["dim"] = 64
+        raw["mimi"]["seanet"] |= {"n_filters": 4}
+    config = Config(**raw)
+    conditioner.build_tokenizer = lambda bins, *_: Tokens(bins)
+    torch.manual_seed(0)
+    lm = FlowLMModel.from_pydantic_config(config.flow_lm, config.mimi.quantizer.dimension, True)
+    lm.speaker_proj_weight = nn.Parameter(torch.randn(config.flow_lm.transformer.d_model, 32) * 32**-0.5)
+    model = TTSModel(lm, config.default_temperature, 1, None, float("inf"), config)
+    model.mimi = build_mimi(config.mimi)
+    stamp_state_names(model)
+    return model.eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def voice(model: TTSModel) -> ModelState:
+    state = init_states(model.flow_lm, 1, PROMPT_FRAMES)
+    prompt = torch.randn(1, PROMPT_FRAMES, model.flow_lm.dim, device=model.device, generator=torch.Generator(model.device).manual_seed(0))
+    model._run_flow_lm_and_increment_step(state, audio_conditioning=prompt)
+    return state
+
+
+def utterances(model: TTSModel, count: int) -> list[Utterance]:
+    """Gamma-distributed lengths, mean 4.3 s, cut to 1.8 to 12.8 s; some 12 tokens a second, as Buckwalter in the released pieces."""
+    rng, state = np.random.default_rng(0), voice(model)
+    seconds = np.clip(rng.gamma(4.0, 4.3 / 4, count), 1.8, 12.8)
+    tokens = [model.flow_lm.conditioner.tokenizer("x" * int(12 * s))[0].tolist() for s in seconds]
+    return [Utterance(state, t, i, 2, int(s / FRAME_SEC), int(s / FRAME_SEC)) for i, (t, s) in enumerate(zip(tokens, seconds))]
+
+
+def now(model: TTSModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def report(found: list[dict], what: str, audio_sec: float, seconds: float, **more) -> None:
+    row = {"what": what, "audio_sec": round(audio_sec, 1), "seconds": round(seconds, 3)}
+    row |= {"times_real_time": round(audio_sec / seconds, 1), **more}
+    found.append(row)
+    print(json.dumps(row), flush=True)
+
+
+def generate(batch: Batch, chosen: list[Utterance]) -> list[Finished]:
+    """Latents alone, in the order of `chosen`."""
+    waiting, finished = list(reversed(chosen)), {}
+    while waiting or batch.utterances:
+        batch.add([waiting.pop() for _ in range(min(batch.free, len(waiting)))])
+        finished |= {id(f.utterance): f for f in batch.advance()}
+    return [finished[id(u)] for u in chosen]
+
+
+def stock(model: TTSModel, utterance: Utterance) -> int:
+    """The wheel's own loop on one utterance. Returns its samples."""
+    model._estimate_max_gen_len = lambda _: utterance.max_frames
+    text, stop = "x" * len(utterance.tokens), threading.Event()
+    return sum(len(piece) for piece in model._generate_audio_stream_short_text(utterance.voice, text, 2, True, stop))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--rows", type=int, default=64, help="rows of the batch")
+    p.add_argument("--utterances", type=int, default=615)
+    p.add_argument("--stock", type=int, default=6, help="utterances spoken by the wheel's own loop")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--tiny", action="store_true", help="a small model, 12 utterances, 4 rows")
+    p.add_argument("--out", type=Path)
+    args = p.parse_args()
+    if args.tiny:
+        args.utterances, args.rows, args.stock = 12, 4, 2
+    model, found = build(args.tiny, args.device), []
+    chosen = utterances(model, args.utterances)
+    gpu = args.device == "cuda"
+
+    # 1. The wheel's own loop.
+    stock(model, chosen[0])
+    start = now(model)
+    samples = sum(stock(model, u) for u in chosen[: args.stock])
+    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, now(model) - start, utterances=args.stock)
+
+    # 2. Latents alone; the second of two rounds counts. The first captures graphs.
+    for name, size, graphs, some in (
+        ("a batch of one row, latents alone, frames launched kernel by kernel", 1, False, chosen[: args.stock]),
+        ("batch, latents alone, frames launched kernel by kernel", args.rows, False, chosen[: 2 * args.rows]),
+        ("a batch of one row, latents alone", 1, True, chosen[: args.stock]),
+        ("batch, latents alone", args.rows, True, chosen),
+    ):
+        batch = Batch(model, size, graphs)  # the one before is freed
+        for _ in range(2):
+            start = now(model)
+            together = generate(batch, some)
+            seconds = now(model) - start
+        report(found, name, FRAME_SEC * sum(len(f.latents) for f in together), seconds, rows=size, utterances=len(some))
+
+    # 3. Alone, launched, and among others, by graphs: the same, but for rounding that each frame hands to the next.
+    alone = generate(Batch(model, 1, graphs=False), chosen[:4])
+    differences = [float((a.latents - b.latents).abs().max()) for a, b in zip(alone, together)]
+    row = {"what": "alone and in the batch", "largest_differences": differences, "largest_latent": max(float(a.latents.abs().max()) for a in alone)}
+    found.append(row)
+    print(json.dumps(row), flush=True)
+
+    # 4. Decoding alone.
+    latents = [f.latents for f in together[: args.rows]]
+    for _ in range(2):
+        start = now(model)
+        decode(model, latents, 1024 if gpu else 32)
+        seconds = now(model) - start
+    report(found, "decoding alone, one group", FRAME_SEC * sum(map(len, latents)), seconds, rows=len(latents))
+
+    # 5. In all, with decoding, as generate_sample.py speaks a file.
+    batch = Batch(model, args.rows)
+    for round_ in ("first round", "second round"):
+        start, samples, first = now(model), 0, None
+        for _, audio in run(batch, partial(next, iter(chosen), None)):
+            first = first or time.monotonic() - start
+            samples += len(audio)
+        more = {"first_audio_sec": round(first, 3), "rows": args.rows, "utterances": len(chosen)}
+        more |= {"memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)} if gpu else {}
+        report(found, f"batch with decoding, {round_}", samples / model.sample_rate, now(model) - start, **more)
+
+    device = torch.cuda.get_device_name() if gpu else platform.machine()
+    result = {"command": " ".join(["python", "measure/gpu_speaking.py", *sys.argv[1:]]), "device": device, "torch": torch.__version__, "measurements": found}
+    print(json.dumps({k: v for k, v in result.items() if k != "measurements"}), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
