@@ -105,7 +105,8 @@ def generate(batch: Batch, chosen: list[Utterance]) -> list[Finished]:
     """Latents alone, in the order of `chosen`."""
     waiting, finished = list(reversed(chosen)), {}
     while waiting or batch.utterances:
-        batch.add([waiting.pop() for _ in range(min(batch.free, len(waiting)))])
+        if room := [waiting.pop() for _ in range(min(batch.free, len(waiting)))]:
+            batch.add(room)
         finished |= {id(f.utterance): f for f in batch.advance()}
     return [finished[id(u)] for u in chosen]
 
@@ -182,7 +183,8 @@ def main() -> None:
     result = {"command": " ".join(["python", "measure/gpu_speaking.py", *sys.argv[1:]]), "device": device, "torch": torch.__version__, "measurements": found}
     print(json.dumps({k: v for k, v in result.items() if k != "measurements"}), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+        args.out.write_text(json.dumps(saved | {"speaking": result}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

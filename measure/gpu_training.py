@@ -40,8 +40,8 @@ STEP = "import train; train.main()"
 LAUNCHED = f"import train; train.Replayed = lambda work, *rest: train.Launched(work); {STEP}"
 WAYS = {  # code, flags, steps, of them the last so many count
     "launched": (LAUNCHED, [], 80, 40),
-    "graphs": (STEP, [], 900, 240),
-    "compiled graphs": (STEP, ["--compile"], 700, 240),
+    "graphs": (STEP, [], 600, 200),
+    "compiled graphs": (STEP, ["--compile"], 600, 200),
 }
 
 
@@ -100,7 +100,7 @@ def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
         "steps_per_sec": round(1 / statistics.median(later), 2),
         "steps_per_sec_mean": round(1 / statistics.mean(later), 2),
         "steps_per_sec_all": round(steps / sum(r["step_sec"] * every for r in train), 2),
-        "reserved_gib": train[-1]["memory_gib"],
+        "memory_gib": train[-1]["memory_gib"],
         "evaluation_sec": evals[-1]["eval_sec"],
         "process_sec": round(time.monotonic() - start, 1),
         "steps": steps,
@@ -119,8 +119,8 @@ def main() -> None:
     p.add_argument("--tiny", action="store_true", help="small, for a CPU")
     args = p.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    result = {"command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]), "gpu": gpu, **provenance()}
     saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    result = saved.get("training", {}) | {"command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]), "gpu": gpu, **provenance()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_base(folder, args.tiny)
