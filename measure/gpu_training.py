@@ -125,7 +125,7 @@ def main() -> None:
         folder = Path(name)
         base = make_base(folder, args.tiny)
         make_cache(folder / "data", base, 500 if args.tiny else 9700)
-        for way in args.ways.split(","):
+        for way in filter(None, args.ways.split(",")):
             result[way] = measure(way, folder / "data", folder / "run", 8 if args.tiny else 64, 20 if args.tiny else 1)
             print(way, json.dumps(result[way]), flush=True)
             write_json(args.out, saved | {"training": result})  # as it comes: a machine may be taken away
