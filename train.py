@@ -28,9 +28,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-# A GPU's memory for 40 graphs of different sizes lies in pieces that can grow, or a third more of it is needed.
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-
 import accelerate
 import matplotlib
 import numpy as np
