@@ -91,7 +91,7 @@ from pocket_arabic.run import (
     read_jsonl,
     use_all_cores,
 )
-from pocket_arabic.speech import EosWatch, speak, voice_state
+from pocket_arabic.speech import Request, speak_batch, voice_state
 from pocket_arabic.step import Launched, NormCheck, Replayed
 
 matplotlib.use("Agg")
@@ -279,13 +279,14 @@ def evaluate(tts: TrainableTTS, ema: EMA, valid: Utterances, batch_size: int, de
 
 @torch.no_grad()
 def speak_samples(stem: Path, config: Config, state: dict[str, torch.Tensor], mimi: MimiModel, cache: Cache) -> None:
-    """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time, by the wheel's own inference."""
-    model, watch = tts_model(config, build_flow_lm(config, state), mimi), EosWatch()
+    """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time."""
+    model = tts_model(config, build_flow_lm(config, state), mimi)
     stem.parent.mkdir(exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         voice = voice_state(model, cache.folder / "voice.wav")
-        for index, row in enumerate(cache.split("valid")[:2]):
-            write_wav(stem.with_name(f"{stem.name}_{index}.wav"), speak(model, voice, row["text_model"], index, watch).audio, mimi.sample_rate)
+        requests = [Request(row["text_model"], voice, seed) for seed, row in enumerate(cache.split("valid")[:2])]
+        for index, spoken in enumerate(speak_batch(model, requests)):
+            write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, mimi.sample_rate)
 
 
 def plot_loss(path: Path, progress: list[dict]) -> None:

@@ -234,6 +234,11 @@ def main() -> None:
                 result[size] = bench_train(base, folder / size, folder / "run", batch, steps, rounds, ("last:2", "lora:8", "text"))
     write_json(args.out, result)
     print(args.out.read_text())
+    if not torch.cuda.is_available():
+        print("no GPU here: measure/gpu_training.py and measure/gpu_speaking.py are skipped")
+    elif not args.only:
+        for script in ("gpu_training.py", "gpu_speaking.py"):
+            subprocess.run([sys.executable, ROOT / "measure" / script, "--out", args.out.with_name("bench_gpu.json")], check=True)
 
 
 if __name__ == "__main__":

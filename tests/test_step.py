@@ -47,7 +47,7 @@ class Counted(train.Training):
         self.tensors.append(len(made))
 
 
-@pytest.mark.parametrize("flags", ["--optimizer muon --guide-steps 99", "--optimizer adamw", "--precision no --tune lora:4"])
+@pytest.mark.parametrize("flags", ["--optimizer muon --guide-steps 99", "--precision no --tune lora:4"])
 def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_path, monkeypatch):
     """Per-row tensors once made a step of 16 rows 4,247 operations, 6,651 with the distillation term, one of 64 7,981 and 10,405:
     a GPU was busy a sixth of the time. Counted: everything from the rows to the averages, in a step of the nano model."""
@@ -56,11 +56,11 @@ def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_
     for rows in (16, 64):
         Counted.operations, Counted.tensors = [], []
         AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the run before
-        argv = ["train.py", "--data", nano_cache, "--out", tmp_path / str(rows), "--batch-size", rows, "--max-steps", 12, "--epochs", 99]
+        argv = ["train.py", "--data", nano_cache, "--out", tmp_path / str(rows), "--batch-size", rows, "--max-steps", 3, "--epochs", 99, "--seed", 1]
         argv += ["--eval-every", 0, "--sample-every", 0, "--init", "scratch", *flags.split()]
         monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
         train.main()
-        assert {d for d, _ in Counted.operations} == {True, False}
+        assert {d for d, _ in Counted.operations[1:]} == {True, False}
         found[rows] = {d: max(n for distil, n in Counted.operations[1:] if distil == d) for d in (True, False)}
         assert max(Counted.tensors) <= 10
     for distil, limit in ((False, 2000), (True, 4200)):
