@@ -484,7 +484,7 @@ class Training:
 
     def hours_left(self) -> float:
         """Until the last step or the limit of time: steps at their mean, evaluations and samples as long as the slowest one."""
-        every = min((n for n in (self.args.eval_every, self.args.sample_every, self.steps_per_epoch) if n), default=self.last_step)
+        every = min((n for n in (self.args.eval_every, self.args.sample_every) if n), default=self.last_step)
         stops = -(-self.last_step // every) - self.step // every
         by_steps = (self.last_step - self.step) * self.pace.mean() / 3600 + stops * self.clock.closing
         return min(by_steps, max(0.0, self.args.max_hours - self.clock.hours())) if self.args.max_hours else by_steps

@@ -51,6 +51,25 @@ def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
     assert a == b
 
 
+def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
+    """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the bit."""
+    flags = ["--data", cache, "--eval-every", 5, "--sample-every", 0, "--max-steps", 12]
+    command = [sys.executable, ROOT / "train.py", *TRAIN, *flags, "--epochs", 99, "--keep", 9, "--out"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([str(a) for a in (*command, tmp_path / "killed")], env=env, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    for out in ("killed", "whole"):
+        result = subprocess.run([str(a) for a in (*command, tmp_path / out)], env=env, capture_output=True, text=True)
+        assert result.returncode == 0 and ("continuing at step" in result.stdout) == (out == "killed"), result.stderr
+    for name in ("model.safetensors", "ema.safetensors"):
+        a, b = (load_file(tmp_path / out / "checkpoints" / "step_000012" / name) for out in ("killed", "whole"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_sigterm_saves_and_the_same_command_continues(finished_run, cache, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *map(str, TRAIN), "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "0"]
     command += ["--epochs", "100000"]

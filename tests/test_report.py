@@ -204,6 +204,24 @@ def bench_claims():
     yield f"Batches of eight are slower than clips one at a time here ({data['batches_of_8_to_one_by_one']:.2f})"
 
 
+def gpu_claims():
+    found = read("bench_gpu.json")
+    training, speaking = found["training"], {m["what"]: m for m in found["speaking"]["measurements"]}
+    beside = {r["way"]: r for r in training["beside"]["printed"]}
+    for name, way in (("launched operation by operation", "launched"), ("replayed as CUDA graphs", "graphs")):
+        yield f"| train.py, {name} | {training[way]['steps_per_sec']:.2f} | {training[way]['step_sec_median']:.4f} |"
+    for name, way in (("launched", "plain"), ("graphs", "graphs")):
+        yield f"| the same work in an independent loop, {name} | {beside[way]['steps_a_s']:.2f} | {beside[way]['s_a_step']:.4f} |"
+    yield f"it was busy for {beside['graphs']['gpu_busy_s']} of the independent loop's {beside['graphs']['s_a_step']} s"
+    assert training["launched"]["losses"]["40"] == training["graphs"]["losses"]["40"]
+    yield f"Held-out evaluation takes {training['graphs']['evaluation_sec']} s"
+    yield f"kept {training['graphs']['reserved_gib']:.1f} GiB"
+    batch, stock = speaking["batch with decoding, second round"], speaking["the wheel's own loop, one by one"]
+    yield f"{batch['utterances']} utterances like ClArTTS's test split ({batch['audio_sec']:,.0f} s) take {batch['seconds']:.2f} s with decoding"
+    yield f"{batch['times_real_time']:.0f} times real time; the wheel's own loop makes {stock['times_real_time']:.1f} there"
+    yield f"differ by at most {max(speaking['alone and in the batch']['largest_differences']):.1e}".replace("e-06", "e-6")
+
+
 def text_claims():
     found = read("diacritizers.json")
     for name, title in (("arabic-diacritizer 1.0.0", "BiLSTM on PyTorch, MIT, 47 MB"), ("dengjen-tashkeel-py 3.0.2", "ONNX, MIT or Apache, 5 MB")):
@@ -318,6 +336,10 @@ def readme_claims():
     real, data = bench["real size"]["full"], bench["data"]["real_time_factor"]["data_prep"]
     yield f"| {data:.1f} times real time: 12 h in {12 * 60 / data:.0f} minutes | {real['step_sec']:.1f} s for 4 utterances, {real['memory_gib']:.1f} GiB"
     yield f"| {1 / speed['real_size_real_time_factor']:.1f} times real time |"
+    gpu = read("bench_gpu.json")
+    rate = gpu["training"]["graphs"]["steps_per_sec"]
+    yield f"{rate:.1f} steps of 64 utterances a second: 2,970 steps in {2970 / rate / 60:.1f} minutes"
+    yield f"64 at a time: {next(m for m in gpu['speaking']['measurements'] if 'second round' in m['what'])['times_real_time']:.0f} times real time |"
 
 
 CLAIMS = {name.removesuffix("_claims"): f for name, f in list(globals().items()) if name.endswith("_claims")}
