@@ -216,7 +216,7 @@ class StreamedWav:
 
     def write(self, samples: np.ndarray) -> None:
         self.file.seek(44 + self.size)
-        data = np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+        data = np.clip(np.floor(samples * 32768), -32768, 32767).astype("<i2").tobytes()  # as libsndfile rounds, to the bit
         self.file.write(data)
         self.file.flush()
         self.size += len(data)
