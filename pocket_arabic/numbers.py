@@ -140,7 +140,7 @@ def number_to_words(n: int, feminine: bool = False, case: str = "u", construct: 
     Raises ValueError beyond.
     """
     if not 0 <= n <= LARGEST:
-        raise ValueError("more than a number of 12 digits")
+        raise ValueError("a number of more than 12 digits")
     if n == 0:
         return ended(ZERO, case, construct)
     parts = []
@@ -214,7 +214,7 @@ def hour_to_words(hour: int, minute: int = 0, second: int = 0, case: str = "u") 
     """
     if hour > 24 or minute > 59 or second > 59 or (hour == 24 and (minute or second)):
         raise ValueError("no time of day")
-    parts = [article(ended(ONE[1], case)) if hour == 1 else ordinal(hour, True, case) if hour else ended(ZERO, case)]
+    parts = [article(ended(ONE[1], case)) if hour == 1 else ordinal(hour or 12, True, case)]
     if minute in (15, 20, 30) and not second:
         parts.append(article({15: "رُبْع", 20: "ثُلْث", 30: "نِصْف"}[minute] + VOWEL[case]))
     elif minute:
@@ -360,6 +360,7 @@ SPACED_TELEPHONE = re.compile(r"(?<![0-9.,،٫٬/:-])(?<![0-9] )(?:\+|0)[0-9]+(?
 SPACED_DATE = re.compile("(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) ?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])")
 FOLLOWING = re.compile(f" ?({WORD}+)((?: {WORD}+)?)")
 PARTED = re.compile("[0-9] [0-9]")
+TWICE_IN_RANGE = re.compile(f"(?<![0-9])([0-9]{{1,4}}) ?(م|هـ?|ق\\.? ?م) ?{DASH} ?([0-9]{{1,4}} ?\\2)(?!{WORD})")  # 1990م - 2000م
 ATTACHED_LATER = re.compile(f"(?<!{WORD})((?:بِ|لِ|كَ)|[وف]?[َ]?(?:[بك][َِ]?)?ال|[وف]?[َ]?لِ?ل) (?=[0-9])")
 SPACED_RANGE = re.compile(f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))")
 
@@ -376,6 +377,7 @@ def in_one_piece(text: str) -> str:
     if "/" in text:
         text = re.sub("([0-9] ?[هم]) ?/ ?(?=[0-9])", r"\1، ", text)
     if "/" in text or re.search(DASH, text):
+        text = TWICE_IN_RANGE.sub(r"\1-\3", text)
         text = SPACED_RANGE.sub(_joined, SPACED_DATE.sub(lambda m: m[0].replace(" ", ""), text))
     return ATTACHED_LATER.sub(r"\1", text)
 
@@ -565,7 +567,7 @@ def numbers_to_words(text: str) -> str:
 
     >>> numbers_to_words("لَهُ ٤٠٪ مِنْهَا.")
     'لَهُ أَرْبَعُونَ فِي الْمِئَةِ مِنْهَا.'
-    >>> numbers_to_words("تُوُفِّيَ سَنَةَ 450هـ.")
+    >>> numbers_to_words("تُوُفِّيَ سَنَةَ 450ه.")
     'تُوُفِّيَ سَنَةَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ.'
     >>> numbers_to_words("جَاءَ 5 رِجَالٍ وَ5 نِسَاءٍ السَّاعَةَ 10:30.")
     'جَاءَ خَمْسَةُ رِجَالٍ وَخَمْسُ نِسَاءٍ السَّاعَةَ الْعَاشِرَةَ وَالنِّصْفَ.'
