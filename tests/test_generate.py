@@ -54,7 +54,7 @@ MISTAKES = {
     "emoji": (["--text", "نَعَمْ 😀"], "GRINNING FACE"),
     "a mark without its letter": (["--text", "ُ نَعَمْ"], "stands without a letter"),
     "13 digits": (["--text", "1234567890123 نَعَمْ"], "12 digits"),
-    "no such day": (["--text", "يَوْمَ 30/2/2024"], "is no date"),
+    "no such day": (["--text", "يَوْمَ 30/2/2024"], "no date", "30/2/2024"),
     "digits unread": (["--text", "لَهُ 5", "--no-numbers"], "DIGIT FIVE"),
     "not Buckwalter": (["--text", "h@lo", "--romanized"], "COMMERCIAL AT", "not a Buckwalter symbol"),
     "two spellings": (["--text", "halo", "--romanized", "--diacritize"], "--diacritize", "--romanized"),

@@ -187,12 +187,13 @@ def test_graphs_take_the_same_frames(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_: SimpleNamespace(wait_stream=lambda _: None))
     monkeypatch.setattr(torch.cuda, "current_stream", torch.cuda.Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     utterances = [as_utterance(model, r, 0.04) for r in requests(model) + requests(model)]
     alone = by_batch(Batch(model, 12), utterances)
     batch = Batch(model, 20)
-    batch.pool = "a pool"
+    batch.side = torch.cuda.Stream()
     for one, other in zip(alone, by_batch(batch, utterances)):
         assert torch.equal(one.latents, other.latents) and one.ended == other.ended
     assert {n for n, _ in shapes} == {16, 20} and len(graphs) == len(shapes) < 12
