@@ -400,9 +400,10 @@ class Training:
 
     def time_share(self) -> float:
         """Of the limit of time; every process's is the main one's."""
-        share = torch.tensor([self.clock.share()], dtype=torch.float64, device=self.device)
-        several = self.accelerator.num_processes > 1 and self.args.max_hours
-        return (accelerate.utils.broadcast(share) if several else share).item() if self.args.max_hours else 0.0
+        share = self.clock.share()
+        if self.accelerator.num_processes == 1 or not self.args.max_hours:
+            return share  # a tensor of one number would make a GPU wait for it at each step
+        return accelerate.utils.broadcast(torch.tensor([share], dtype=torch.float64, device=self.device)).item()
 
     def forward_backward(self, batch: Batch, noise: torch.Tensor, distill_weight: float) -> dict[str, torch.Tensor]:
         losses = self.model(batch, noise, distill_weight)

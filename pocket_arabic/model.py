@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from pocket_arabic.batch import frequencies
 from pocket_arabic.rows import AUDIO_START, PROMPT, TEXT, Batch, Draws
 
 # On a CPU fused attention and its gradient take 1.2 to 1.4 (fp32) or 1.5 to 2.3 times (bf16) as long as plain products. On a GPU
@@ -67,10 +68,9 @@ class LSD(nn.Module):
         return self.weighted(error, s, t, x.shape[-1]), error
 
 
-def rotation(length: int, dims: int, max_period: float, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [1, L, 1, dims / 2] of the rotary embedding's angles, the wheel's."""
-    frequency = torch.exp(torch.arange(dims // 2, device=device, dtype=dtype) * (-2 * math.log(max_period) / dims))
-    angle = torch.arange(length, device=device, dtype=dtype)[:, None] * frequency
+def rotation(length: int, attention: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [1, L, 1, width / 2] of the rotary embedding's angles."""
+    angle = torch.arange(length, device=device, dtype=dtype)[:, None] * frequencies(attention).to(device, dtype)
     return angle.cos()[None, :, None], angle.sin()[None, :, None]
 
 
@@ -148,8 +148,7 @@ class TrainableTTS(nn.Module):
         """
         lm = self.flow_lm
         z = self.embed(batch)
-        attention = lm.transformer.layers[0].self_attn
-        angles = rotation(z.shape[1], attention.dim_per_head, lm.transformer.max_period, z.device, batch.size.dtype)
+        angles = rotation(z.shape[1], lm.transformer.layers[0].self_attn, z.device, batch.size.dtype)
         mask = None
         if batch.window is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
             seen = causal_mask(z.shape[1], z.device) if batch.window is None else guided_mask(batch)[:, None]

@@ -252,38 +252,19 @@ SEPARATORS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "wanted"), NUMBERS)
-def test_a_run_of_digits_is_read_whole_or_refused(given, wanted):
-    check(given, wanted)
+KINDS = {
+    "a run of digits is read whole or refused": NUMBERS,
+    "times, dates and years": TIMES,
+    "what NFKC folds": FOLDED,
+    "abbreviations by context": ABBREVIATIONS,
+    "Quranic and careless spelling by place": QURANIC,
+    "marks are checked": MARKS,
+    "separators and dashes": SEPARATORS,
+}
 
 
-@pytest.mark.parametrize(("given", "wanted"), TIMES)
-def test_times_dates_and_years(given, wanted):
-    check(given, wanted)
-
-
-@pytest.mark.parametrize(("given", "wanted"), FOLDED)
-def test_what_nfkc_folds(given, wanted):
-    check(given, wanted)
-
-
-@pytest.mark.parametrize(("given", "wanted"), ABBREVIATIONS)
-def test_abbreviations_by_context(given, wanted):
-    check(given, wanted)
-
-
-@pytest.mark.parametrize(("given", "wanted"), QURANIC)
-def test_quranic_and_careless_spelling_by_place(given, wanted):
-    check(given, wanted)
-
-
-@pytest.mark.parametrize(("given", "wanted"), MARKS)
-def test_marks_are_checked(given, wanted):
-    check(given, wanted)
-
-
-@pytest.mark.parametrize(("given", "wanted"), SEPARATORS)
-def test_separators_and_dashes(given, wanted):
+@pytest.mark.parametrize(("kind", "given", "wanted"), [(kind, *row) for kind, rows in KINDS.items() for row in rows])
+def test_kinds(kind, given, wanted):
     check(given, wanted)
 
 
