@@ -88,6 +88,7 @@ def parse_args() -> argparse.Namespace:
     g = p.add_argument_group("how")
     g.add_argument("--seed", type=int, default=0, help="fixes the noise")
     g.add_argument("--temperature", type=float, help="variance of the noise; default the bundle's")
+    g.add_argument("--guidance", type=float, default=1.0, metavar="W", help="follow text and voice W times as much as the model does by itself, at twice the work; 1 is off")
     g.add_argument("--steps", type=int, default=1, help="LSD decoding steps a frame")
     g.add_argument("--eos-threshold", type=float, help="logit above which an utterance ends; default the bundle's")
     g.add_argument("--max-tokens", type=int, help="longest chunk of text, in tokens; default the longest text of training")
@@ -136,6 +137,7 @@ def check_args(args: argparse.Namespace) -> None:
         ("steps", 1, 1000),
         ("max_tokens", 1, 10**6),
         ("temperature", 0, 10),
+        ("guidance", 0, 100),
         ("retries", 0, 100),
         ("seed", 0, 2**62),
         ("eos_threshold", -1000, 1000),
@@ -294,7 +296,7 @@ def begin_evaluation(args: argparse.Namespace, info: dict, voice: Path) -> tuple
         if cache.info["options"][key] != info[key]:
             raise UserError(f"{args.data}: prepared with {key} {cache.info['options'][key]}, but the bundle reads {key} {info[key]}; give the cache it was trained on")
     options = {"model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice), "manifest_sha256": sha256(args.data / "manifest.jsonl")}
-    options |= {name: getattr(args, name) for name in ("temperature", "steps", "eos_threshold", "max_tokens", "retries")}
+    options |= {name: getattr(args, name) for name in ("temperature", "guidance", "steps", "eos_threshold", "max_tokens", "retries")}
     saved = args.out / "options.json"
     if saved.exists() and (changed := differences(json.loads(saved.read_text(encoding="utf-8")), options)):
         raise UserError(f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}")
@@ -317,7 +319,7 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     cache, rows, options = begin_evaluation(args, info, voice)
     recognisers = {name: evaluation.load_recogniser(source) for name, source in args.asr}
     similarity = evaluation.load_speaker_model(args.speaker_model, voice) if args.speaker_model else None
-    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold).to(device())
+    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold, args.guidance).to(device())
     state, rate = voice_of(model, voice), model.sample_rate
     # A second attempt takes the next seed, so seeds stand apart by what they may need.
     seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds * (args.retries + 1), args.retries + 1)}
@@ -433,7 +435,7 @@ def main() -> None:
     chunks = [c for _, _, line in texts for c in line]
     pauses = [[pause_after(c) for c in line[:-1]] + [pause_after(".")] for _, _, line in texts]
     alone = args.stream or len(chunks) == 1
-    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold).to("cpu" if alone else device())
+    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold, args.guidance).to("cpu" if alone else device())
     rate, watch, state = model.sample_rate, EosWatch(), voice_of(model, args.voice or bundle / "voice.wav")
 
     # 3. Speak.

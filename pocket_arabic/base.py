@@ -182,8 +182,9 @@ def build_flow_lm(config: Config, weights: dict[str, torch.Tensor] | None) -> Fl
     return flow_lm
 
 
-def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None) -> TTSModel:
-    """The wheel's own inference around modules that are already in memory."""
+def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature: float | None = None, steps: int = 1,
+              eos_threshold: float | None = None, guidance: float = 1.0) -> TTSModel:  # fmt: skip
+    """The wheel's own inference around modules that are already in memory. `guidance`, which the wheel has not, is ours to heed."""
     model = TTSModel(
         flow_lm,
         temp=config.default_temperature if temperature is None else temperature,
@@ -198,7 +199,7 @@ def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature
         capitalize_first_letter=config.capitalize_first_letter,
         replace_characters=config.replace_characters,
     )
-    model.mimi = mimi
+    model.mimi, model.guidance = mimi, guidance
     stamp_state_names(model)
     return model.eval()
 

@@ -1,6 +1,7 @@
 """Many utterances at once: the wheel's FlowLM a frame of all rows at a time, each row at its own place, and its codec by rows.
 
-Needs nothing but torch and the wheel. Shapes: B rows, S positions of the key-value cache, F frames (80 ms each),
+Needs nothing but torch and the wheel. With guidance an utterance has two rows, as it is and with neither text nor voice, and
+one head: z = z_null + w (z - z_null) (kyutai-labs/pocket-tts training/depth_distill). Shapes: B rows, S positions of the key-value cache, F frames (80 ms each),
 C = 32 latent dimensions, D model width, T tokens.
 """
 
@@ -54,34 +55,47 @@ def frequencies(attention: StreamingMultiheadAttention) -> torch.Tensor:
     return torch.exp(halves * (-math.log(attention.rope.max_period) * 2 / attention.dim_per_head))
 
 
+@torch.no_grad()
+def null_state(model: TTSModel) -> ModelState:
+    """The FlowLM's state, of one row, before the first frame of a row with neither text nor voice."""
+    lm = model.flow_lm
+    state = init_states(lm, 1, 1)
+    if lm.insert_bos_before_voice:
+        model._run_flow_lm_and_increment_step(state, audio_conditioning=lm.bos_before_voice)
+    return state
+
+
 class Batch:
-    """Up to `size` utterances, spoken `every` frames at a time. Rows come and go: those in use are the first.
+    """Up to `size` utterances, spoken `every` frames at a time. They come and go: those in use are the first.
 
     A row's tokens and frames stand at positions of its own, from 0 on, so that what it says does not depend on its
     neighbours. On a GPU a frame is one CUDA graph; nothing is read back between the `every` frames.
     Memory a row: layers x 2 x width of keys x 4 bytes a position, some 600 positions: 30 MB in the released size, 5 in the nano.
-    At least `LEAST` rows are there.
+    At least `LEAST` utterances are computed, in `streams` rows each: its own, then, with guidance, that without text and voice.
     """
 
     def __init__(self, model: TTSModel, size: int, graphs: bool = True):
         self.model, self.size, self.lm = model, size, model.flow_lm
         self.device = self.lm.bos_emb.device
         self.every = 8 if self.device.type == "cuda" else 4
-        self.utterances: list[Utterance] = []  # of the rows in use
-        self.starts: list[int] = []  # position of each one's first frame
+        self.streams = 1 if model.guidance == 1 else 2
+        self.null = null_state(model) if self.streams == 2 else None
+        self.utterances: list[Utterance] = []
+        self.starts: list[int] = []  # position of each one's first frame, the later one of its rows'
         self.done: list[int] = []  # frames each has been through
         attention = self.lm.transformer.layers[0].self_attn
         self.heads = attention.num_heads, attention.num_kv_heads, attention.dim_per_head
         self.frequencies = frequencies(attention).to(self.device)
         new, size = {"device": self.device}, max(size, LEAST)
-        self.position = torch.zeros(size, dtype=torch.long, **new)  # of the next frame
+        rows = size * self.streams
+        self.position = torch.zeros(rows, dtype=torch.long, **new)  # of the next frame
         self.frame = torch.zeros(size, dtype=torch.long, **new)  # its number
         self.eos = torch.full((size,), -1, **new)  # number of the frame whose logit was over the threshold
         self.latent = torch.zeros(size, self.lm.ldim, **new)  # the frame before
-        self.cache = torch.zeros(size, len(self.lm.transformer.layers), 2, self.heads[1], 0, self.heads[2], dtype=self.lm.dtype, **new)
+        self.cache = torch.zeros(rows, len(self.lm.transformer.layers), 2, self.heads[1], 0, self.heads[2], dtype=self.lm.dtype, **new)
         self.noise = torch.zeros(size, 0, self.lm.ldim, **new)
         self.latents = torch.zeros(size, 0, self.lm.ldim, **new)
-        self.rows = torch.arange(size, **new)
+        self.rows = torch.arange(rows, **new)
         self.side = torch.cuda.Stream(self.device) if graphs and self.device.type == "cuda" else None
         self._new_graphs()
 
@@ -112,40 +126,45 @@ class Batch:
 
     @torch.no_grad()
     def add(self, utterances: list[Utterance]) -> None:
-        """Read voices and texts of at most `free` new rows, in one pass."""
+        """Read voices and texts of at most `free` new utterances, in one pass."""
         assert 0 < len(utterances) <= self.free, (len(utterances), self.free)
-        first = len(self.utterances)
+        first, last, streams = len(self.utterances), len(self.utterances) + len(utterances), self.streams
         layers = [f"transformer.layers.{i}.self_attn" for i in range(self.cache.shape[1])]
-        prompts = [int(u.voice[layers[0]]["offset"][0]) for u in utterances]
-        lengths = [len(u.tokens) for u in utterances]
-        longest = _round_up(max(lengths))
-        # Room to spare: a row goes on until the next look at the ends.
+        voices = [state for u in utterances for state in (u.voice, self.null)[:streams]]  # of each row
+        prompts = torch.tensor([int(state[layers[0]]["offset"][0]) for state in voices])
+        lengths = torch.tensor([n for u in utterances for n in (len(u.tokens), 0)[:streams]])
+        longest, starts = _round_up(int(lengths.max())), prompts + lengths
+        # Room to spare: an utterance goes on until the next look at the ends.
         frames = [u.max_frames + self.every for u in utterances]
-        self._make_room(max(p + max(longest, n + f) for p, n, f in zip(prompts, lengths, frames)), max(frames))
+        own = slice(0, None, streams)  # of these rows, those with text
+        self._make_room(max(int(prompts.max()) + longest, *(starts[own] + torch.tensor(frames)).tolist()), max(frames))
         tokens = torch.zeros(len(utterances), longest, dtype=torch.long)
-        for i, (u, prompt, count) in enumerate(zip(utterances, prompts, frames)):
-            tokens[i, : len(u.tokens)] = torch.tensor(u.tokens)
+        for i, (state, prompt) in enumerate(zip(voices, prompts.tolist()), first * streams):
             for layer, name in enumerate(layers):
-                self.cache[first + i, layer, :, :, :prompt] = u.voice[name]["cache"][:, 0, :prompt].transpose(1, 2)
+                self.cache[i, layer, :, :, :prompt] = state[name]["cache"][:, 0, :prompt].transpose(1, 2)
+        for i, (u, count) in enumerate(zip(utterances, frames)):
+            tokens[i, : len(u.tokens)] = torch.tensor(u.tokens)
             self.noise[first + i, :count] = noise_of(u.seed, count, self.lm.ldim, self.model.temp**0.5).to(self.device)
-        starts = torch.tensor(prompts)
-        rows, positions = slice(first, first + len(utterances)), (starts[:, None] + torch.arange(longest)).to(self.device)
-        self._layers(self.lm.conditioner(tokens.to(self.device)), rows, positions, _round_up(max(prompts) + longest))
-        self.position[rows] = (starts + torch.tensor(lengths)).to(self.device)
-        self.frame[rows], self.eos[rows], self.latent[rows] = 0, -1, self.lm.bos_emb
+        positions = (prompts[own, None] + torch.arange(longest)).to(self.device)
+        rows = slice(first * streams, last * streams, streams)
+        self._layers(self.lm.conditioner(tokens.to(self.device)), rows, positions, _round_up(int(prompts.max()) + longest))
+        self.position[first * streams : last * streams] = starts.to(self.device)
+        new = slice(first, last)
+        self.frame[new], self.eos[new], self.latent[new] = 0, -1, self.lm.bos_emb
         self.utterances += utterances
-        self.starts += [p + n for p, n in zip(prompts, lengths)]
+        self.starts += starts[own].tolist()
         self.done += [0] * len(utterances)
 
     def _remove(self, gone: list[int]) -> None:
-        """Rows that are done leave; the last ones take their places."""
+        """Utterances that are done leave; the last ones take their places."""
         keep, last = len(self.utterances) - len(gone), len(self.utterances)
         moves = list(zip([row for row in gone if row < keep], [row for row in range(keep, last) if row not in gone]))
         if moves:
             to, source = (torch.tensor(rows, device=self.device) for rows in zip(*moves))
             used = max(self.starts[row] + self.done[row] for _, row in moves)
-            self.cache[to, ..., :used, :] = self.cache[source, ..., :used, :]
-            for tensor in (self.position, self.frame, self.eos, self.latent, self.noise, self.latents):
+            cache, position = (rows.unflatten(0, (-1, self.streams)) for rows in (self.cache, self.position))
+            cache[to, ..., :used, :] = cache[source, ..., :used, :]
+            for tensor in (position, self.frame, self.eos, self.latent, self.noise, self.latents):
                 tensor[to] = tensor[source]
         for values in (self.utterances, self.starts, self.done):
             for target, row in moves:
@@ -175,11 +194,13 @@ class Batch:
         return x
 
     def _frame(self, n: int, keys: int) -> None:
-        """The next frame of the first n rows; all it reads and writes lies at fixed addresses, as a CUDA graph needs it."""
-        lm, rows, frame, position = self.lm, self.rows[:n], self.frame[:n], self.position[:n]
-        x = self._layers(lm.input_linear(self.latent[:n, None]), slice(0, n), position[:, None], keys)
-        z = lm.out_norm(x)[:, 0]
+        """The next frame of the first n utterances; all it reads and writes lies at fixed addresses, as a CUDA graph needs it."""
+        lm, streams, rows, frame, position = self.lm, self.streams, self.rows[:n], self.frame[:n], self.position[: n * self.streams]
+        x = lm.input_linear(self.latent[:n, None].repeat_interleave(streams, 0))
+        z = lm.out_norm(self._layers(x, slice(0, n * streams), position[:, None], keys))[:, 0]
         z = (z if lm.z_proj is None else lm.z_proj(z)).float()
+        if streams == 2:
+            z = torch.lerp(z[1::2], z[::2], self.model.guidance)
         over = (lm.out_eos(z)[:, 0] > self.model.eos_threshold) & (frame >= self.model._MIN_FRAMES_BEFORE_EOS)
         latent = lsd_decode(lambda *times_and_x: lm.flow_net(z, *times_and_x), self.noise[rows, frame], self.model.sampler_decode_steps)
         self.latent[:n] = latent
@@ -208,9 +229,9 @@ class Batch:
         keys = _round_up(max(start + done for start, done in zip(self.starts, self.done)) + self.every)
         rows, step = max(n, LEAST), self._frame
         if self.side:
-            rows, step = (len(self.rows) if rows > LEAST else LEAST), self._replay
+            rows, step = (len(self.frame) if rows > LEAST else LEAST), self._replay
             keys = min(-(-keys // (4 * ROUND)) * 4 * ROUND, self.cache.shape[4])
-        self.position[n:rows], self.frame[n:rows] = 0, 0  # idle rows, of old numbers
+        self.position[n * self.streams : rows * self.streams], self.frame[n:rows] = 0, 0  # idle rows, of old numbers
         for _ in range(self.every):
             step(rows, keys)
         self.done = [done + self.every for done in self.done]

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from pocket_tts import TTSModel
 from pocket_tts.data.audio_utils import end_on_pause
+from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.text_chunking import prepare_text_prompt, split_into_best_sentences
-from pocket_tts.modules.stateful_module import ModelState, init_states
+from pocket_tts.modules.stateful_module import ModelState, increment_steps, init_states
 from pocket_tts.modules.text_conditioner import Tokenizer
 
 from pocket_arabic.audio import AudioError, read_audio, speech_bounds
 from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
-from pocket_arabic.batch import Batch, Utterance, default_size, run
+from pocket_arabic.batch import Batch, Utterance, default_size, null_state, run
 
 SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
 HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training
@@ -45,11 +46,11 @@ class EosWatch(logging.Handler):
         self.missed += "without EOS" in record.getMessage()
 
 
-def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None) -> TTSModel:
+def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None, guidance: float = 1.0) -> TTSModel:
     """A bundle -> the wheel's model, strictly loaded. Raises UserError."""
     config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     weights = load_weights(config)
-    return tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold)
+    return tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold, guidance)
 
 
 class Blocks:
@@ -141,11 +142,29 @@ def prompt_state(model: TTSModel, latents: torch.Tensor) -> ModelState:
 def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None, frames: int = 1) -> Iterator[np.ndarray]:
     """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, but is to be
     read to its end all the same: the wheel's threads abort a process that exits before them."""
+    if model.guidance != 1:
+        guide(model, 1 + as_utterance(model, Request(chunk, state, seed), None).max_frames)
     torch.manual_seed(seed)
     model.max_decoder_frames_per_call = 0  # all that `Blocks` hands out
     model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(model, Blocks(latents, frames), *rest)
     for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
         yield audio.numpy()
+
+
+def guide(model: TTSModel, positions: int) -> None:
+    """Make the wheel's own loop speak its next chunk with guidance, beside a row without text and voice of at most `positions`."""
+    lm, null = model.flow_lm, null_state(model)
+    model._expand_kv_cache(null, positions)
+
+    def backbone(input_: torch.Tensor, text_embeddings: torch.Tensor, sequence: torch.Tensor, model_state: ModelState) -> torch.Tensor:
+        z = FlowLMModel.backbone(lm, input_, text_embeddings, sequence, model_state)
+        if sequence.shape[1] == 0:  # text is read, no frame
+            return z
+        z_null = FlowLMModel.backbone(lm, input_, text_embeddings, sequence, null)
+        increment_steps(lm, null, 1)
+        return torch.lerp(z_null, z, model.guidance)
+
+    lm.backbone = backbone
 
 
 @dataclass
