@@ -116,7 +116,7 @@ def test_guidance_is_on_z_against_a_row_of_neither_text_nor_voice(model, weight)
     model.guidance = 1.0
     plain = by_batch(Batch(model, 5), utterances)
     model.guidance = weight
-    for u, request, done, unguided in zip(utterances, asked, found, plain):
+    for u, done, unguided in zip(utterances, found, plain):
         text = lm.conditioner.embed(torch.tensor(u.tokens))
         start, latents = lm.bos_before_voice[0], done.latents.double()
         z = z_of(lm, torch.cat([start, prompt.double() @ lm.speaker_proj_weight.T, text]), latents)
