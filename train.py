@@ -4,11 +4,12 @@
 Reads   data/NAME/ (made by data_prep.py) and the base that encoded it.
 Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and evaluation), loss.png,
         samples/step_NNNNNN_*.wav, checkpoints/step_NNNNNN/, and at the end bundle/, a Pocket TTS model that stock tools
-        load, from the checkpoint with the lowest held-out flow error.
+        load, from the checkpoint whose held-out speech comes nearest to the recordings.
 
     python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.25
     python train.py --data data/my_recordings                                             # fine-tune the base, one GPU
     python train.py --data data/my_recordings --tune lora:32 --lr 1e-4                    # low-rank adapters, merged in the bundle
+    python train.py --data data/my_recordings --base english --teacher runs/teacher       # a small student of a deep model
     accelerate launch --num_processes 8 train.py --data data/my_recordings --batch-size 8 # several GPUs
     python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
 
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from matplotlib import pyplot as plt
+from pocket_tts import TTSModel
 from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.mimi import MimiModel
 from pocket_tts.utils.config import Config
@@ -44,27 +46,34 @@ from pocket_arabic.adapt import CHOICES, build_optimizers, freezes_head, merged,
 from pocket_arabic.audio import write_wav
 from pocket_arabic.base import (
     arabic_config,
+    base_path,
     build_flow_lm,
+    check_teacher,
     encoder_hash,
     fresh_tokenizer,
     load_config,
     load_mimi,
     load_weights,
+    student_of,
+    taught,
     tts_model,
     use_tokenizer,
 )
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import (
     EMA,
+    SCORES,
     best_checkpoint,
     export_bundle,
+    find_bundle,
     load_checkpoint,
     newest_checkpoint,
     prune,
     save_checkpoint,
+    scores,
     update_hours,
 )
-from pocket_arabic.model import LSD, TrainableTTS
+from pocket_arabic.model import LSD, Student, TrainableTTS
 from pocket_arabic.rows import (
     DISTILL_SHARE,
     EVAL_EPOCH,
@@ -98,8 +107,17 @@ matplotlib.use("Agg")
 
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum"}
-FREE |= {"compile", "wandb", "log_every", "eval_every", "sample_every", "keep"}
+FREE |= {"compile", "wandb", "log_every", "eval_every", "judge_sentences", "sample_every", "keep"}
 MOST_ROWS = 16_384  # of the head at once on a GPU; the largest batch of 64 has three times the mean's 13,000 and would take 25 GiB
+NOT_TAUGHT = ("freeze_head", "tokenizer", "draws", "distill_draws", "distill_head_only", "text_dropout", "voice_dropout", "guide_steps")
+DEFAULTS = {  # without and with --teacher
+    "init": ("base", "teacher"),
+    "guidance": (None, 2.0),
+    "lr": (2e-4, 4e-5),
+    "text_dropout": (0.2, 0.0),
+    "voice_dropout": (0.5, 0.0),
+}
+JUDGE_SHARE = 0.1  # of a run's time goes into speaking for the choice of the checkpoint
 LENGTHS = {"epochs", "max_steps", "max_hours"}  # but a cosine is a function of its end
 
 
@@ -110,7 +128,17 @@ def parse_args() -> argparse.Namespace:
     g.add_argument("--data", type=Path, required=True, help="cache made by data_prep.py")
     g.add_argument("--base", help="demo, a language (english), or a CONFIG.yaml; default the cache's own")
     g.add_argument("--out", type=Path, help="the run's folder; default runs/NAME after the cache")
-    g.add_argument("--init", choices=("base", "scratch"), default="base", help="start from the base's FlowLM, or from random weights of its shape")
+    g.add_argument(
+        "--init",
+        choices=("base", "scratch", "teacher"),
+        help="start from the base's FlowLM (default), from random weights of its shape, or, with --teacher the default, from the lowest and highest layers of the teacher",
+    )
+    g.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="run, bundle or base of the same widths whose guided output the model learns, in place of the corpus's frames; the head is the teacher's and stays",
+    )
+    g.add_argument("--guidance", type=float, metavar="W", help="how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off")
     g.add_argument("--tune", default="full", help=f"what trains: {CHOICES}")
     g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help="keep flow_net and out_eos; default with lora, always with text")
     g.add_argument("--lora-alpha", type=float, help="the adapters are scaled by alpha / rank; default twice the rank")
@@ -126,7 +154,11 @@ def parse_args() -> argparse.Namespace:
     g = p.add_argument_group("recipe")
     g.add_argument("--batch-size", type=int, default=64, help="utterances at a time, in each process")
     g.add_argument("--grad-accum", type=int, default=1, help="such batches a step")
-    g.add_argument("--lr", type=float, default=2e-4, help="largest AdamW learning rate: upstream's for a new language; 4e-5 for a new voice of a known one; 1e-3 for a nano model")
+    g.add_argument(
+        "--lr",
+        type=float,
+        help="largest AdamW learning rate; default 2e-4, upstream's for a new language, and 4e-5 with --teacher, also for a new voice of a known language; 1e-3 for a nano model",
+    )
     g.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for the hidden matrices; a small model trained for minutes learns faster with it")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step or the end of --max-hours")
     g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
@@ -141,8 +173,8 @@ def parse_args() -> argparse.Namespace:
         default=False,
         help="no gradient of the distillation term to the transformer; with few frames a step its noise drowns what the text has to teach",
     )
-    g.add_argument("--text-dropout", type=float, default=0.2, help="share of rows trained without their text")
-    g.add_argument("--voice-dropout", type=float, default=0.5, help="share of rows trained without a voice prompt")
+    g.add_argument("--text-dropout", type=float, help="share of rows trained without their text; default 0.2, none with --teacher")
+    g.add_argument("--voice-dropout", type=float, help="share of rows trained without a voice prompt; default 0.5, none with --teacher")
     g.add_argument("--mark-dropout", type=float, default=0.0, help="share of rows whose text loses marks: half of them all, half a random part")
     g.add_argument("--stop-dropout", type=float, default=0.0, help="share of rows whose text loses its final punctuation")
     g.add_argument("--nfc-share", type=float, default=0.1, help="share of rows whose shadda stands behind its vowel, Unicode's order, which stock tools pass on as it is")
@@ -166,15 +198,38 @@ def parse_args() -> argparse.Namespace:
     g.add_argument(
         "--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
     )
+    g.add_argument(
+        "--judge-sentences",
+        type=int,
+        default=16,
+        help="held-out sentences spoken at an evaluation to choose the checkpoint, as often as takes no tenth of the time; 0: choose by the held-out error",
+    )
     g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
     g.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in")
     g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
     args = p.parse_args()
+    check_student(args, p)
+    for name, (plain, as_student) in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, as_student if args.teacher else plain)
     args.out = args.out or Path("runs") / args.data.resolve().name
     if args.precision is None:
         args.precision = default_precision()
     check_args(args)
     return args
+
+
+def check_student(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """What goes with --teacher, and what only with it."""
+    if not args.teacher:
+        if args.guidance is not None or args.init == "teacher":
+            raise UserError(f"{'--init teacher' if args.guidance is None else '--guidance'}: needs --teacher, a run, bundle or base")
+        return
+    for name in NOT_TAUGHT:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: not with --teacher, whose output, head and tokenizer a student learns from; leave it out")
+    if args.init == "scratch":
+        raise UserError("--init scratch: not with --teacher; a student starts from its layers (--init teacher) or from the base's own (--init base)")
 
 
 def default_precision() -> str:
@@ -196,6 +251,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--precision fp16: its loss scaler serves one optimiser; use bf16 or no with --optimizer muon")
     if args.patience and args.schedule == "cosine":
         raise UserError("--patience ends a run before a cosine has come down; use --schedule constant with it")
+    if args.judge_sentences < 0:
+        raise UserError(f"--judge-sentences {args.judge_sentences}: must not be negative")
+    if args.teacher and not 0 <= args.guidance <= 100:
+        raise UserError(f"--guidance {args.guidance}: must be from 0 to 100")
     if args.guide_steps < 0:
         raise UserError(f"--guide-steps {args.guide_steps}: must not be negative")
     if args.seed < 0:
@@ -216,6 +275,15 @@ def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, wei
             args.out.mkdir(parents=True, exist_ok=True)
             fresh_tokenizer([row["text_model"] for row in cache.split("train")], args.pieces, path)
     return use_tokenizer(config, weights, path, args.seed)
+
+
+def begin_student(shape: Config, name: str, init: str) -> tuple[Config, dict[str, torch.Tensor], FlowLMModel]:
+    """Config and weights that a student begins with, of the depth of `shape`, and its teacher. Raises UserError."""
+    config = load_config(name) if base_path(name).is_file() else load_config(str(find_bundle(name, "--teacher") / "arabic.yaml"), bundled=True)
+    check_teacher(shape, config, same_tokenizer=init == "base")
+    weights = load_weights(config)
+    own = (shape, taught(load_weights(shape), weights)) if init == "base" else student_of(shape, config, weights)
+    return *own, build_flow_lm(config, weights)
 
 
 def guide_window(step: int, guide_steps: int) -> float | None:
@@ -263,7 +331,7 @@ def memory_gib() -> float:
 
 
 @torch.no_grad()
-def evaluate(tts: TrainableTTS, ema: EMA, valid: Utterances, batch_size: int, device: torch.device, bits: int | None) -> dict[str, float]:
+def evaluate(tts: TrainableTTS | Student, ema: EMA, valid: Utterances, batch_size: int, device: torch.device, bits: int | None) -> dict[str, float]:
     """Held-out means under the averaged weights, with the same noise, times and prompts each time."""
     totals: dict[str, torch.Tensor] = {}
     epoch, rows = valid.epoch(EVAL_EPOCH), np.arange(len(valid))
@@ -278,22 +346,26 @@ def evaluate(tts: TrainableTTS, ema: EMA, valid: Utterances, batch_size: int, de
 
 
 @torch.no_grad()
-def speak_samples(stem: Path, config: Config, state: dict[str, torch.Tensor], mimi: MimiModel, cache: Cache) -> None:
+def speak_samples(stem: Path, model: TTSModel, cache: Cache) -> None:
     """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time."""
-    model = tts_model(config, build_flow_lm(config, state), mimi)
     stem.parent.mkdir(exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
-        voice = voice_state(model, cache.folder / "voice.wav")
-        requests = [Request(row["text_model"], voice, seed) for seed, row in enumerate(cache.split("valid")[:2])]
-        for index, spoken in enumerate(speak_batch(model, requests)):
-            write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, mimi.sample_rate)
+    voice = voice_state(model, cache.folder / "voice.wav")
+    requests = [Request(row["text_model"], voice, seed) for seed, row in enumerate(cache.split("valid")[:2])]
+    for index, spoken in enumerate(speak_batch(model, requests)):
+        write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, model.sample_rate)
+
+
+CURVES = {"flow_error": "diagonal flow error", "distill_error": "distillation error", "eos": "EOS cross-entropy",
+          "z_error": "distance from the teacher", "speech_score": "distance of the speech, dB"}  # fmt: skip
 
 
 def plot_loss(path: Path, progress: list[dict]) -> None:
     train, valid = ([r for r in progress if r["kind"] == kind] for kind in ("train", "eval"))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    for axis, name, title in zip(axes, ("flow_error", "distill_error", "eos"), ("diagonal flow error", "distillation error", "EOS cross-entropy")):
-        for label, records, key in (("train", train, name), ("held out (EMA)", valid, f"valid_{name}")):
+    shown = {name: title for name, title in CURVES.items() if any(name in r for r in progress)}
+    figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4 * max(1, len(shown)), 3.5), layout="constrained", squeeze=False)
+    for axis, (name, title) in zip(axes[0], shown.items()):
+        held_out = name if name == "speech_score" else f"valid_{name}"
+        for label, records, key in (("train", train, name), ("held out (EMA)", valid, held_out)):
             points = [(r["step"], r[key]) for r in records if r.get(key, 0) > 0]
             if points:
                 axis.plot(*zip(*points), label=label, lw=1, marker="." if records is valid else None)
@@ -312,12 +384,12 @@ class Training:
     A step's batch, the same whatever the machine, is divided into parts: --grad-accum on each of the processes.
     """
 
-    def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel):
-        self.args, self.cache, self.config, self.weights, self.mimi = args, cache, config, weights, mimi
+    def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel, teacher: FlowLMModel | None):
+        self.args, self.cache, self.config, self.weights, self.mimi, self.teacher = args, cache, config, weights, mimi, teacher
         self.accelerator = Accelerator(mixed_precision=args.precision, log_with="wandb" if args.wandb else None)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.folder, self.clock, self.pace = RunFolder(args.out), Clock(args.max_hours), Pace()
-        self.out_of_patience = False
+        self.out_of_patience, self.judge = False, None
         accelerate.utils.set_seed(args.seed)
         torch.set_float32_matmul_precision("high")  # on a GPU fp32 products, the distillation term's, may be TF32
         self.build_rows(self.build_model())
@@ -334,27 +406,37 @@ class Training:
 
     def build_model(self) -> FlowLMModel:
         args = self.args
-        flow_lm = build_flow_lm(self.config, self.weights if args.init == "base" else None)
+        flow_lm = build_flow_lm(self.config, None if args.init == "scratch" else self.weights)
         if args.init == "scratch":
             flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(self.cache)
-        set_trainable(flow_lm, args.tune, args.freeze_head, args.lora_alpha, args.lora_dropout)
+        set_trainable(flow_lm, args.tune, args.freeze_head or bool(self.teacher), args.lora_alpha, args.lora_dropout)
         shares = (args.text_dropout, args.voice_dropout, args.mark_dropout, args.stop_dropout, args.nfc_share)
-        self.draws = Draws(args.seed, *shares, per_frame=args.draws, distill_per_frame=args.distill_draws)
+        per_frame = (0, 0) if self.teacher else (args.draws, args.distill_draws)  # a student has no noise
+        self.draws = Draws(args.seed, *shares, *per_frame)
         most_rows = MOST_ROWS if self.device.type == "cuda" else math.inf
-        self.tts = TrainableTTS(flow_lm, self.draws, args.distill_head_only, most_rows)  # self.model is the same, wrapped for several processes
+        # self.model is the same, wrapped for several processes
+        self.tts = Student(flow_lm, self.place(self.teacher), args.guidance) if self.teacher else TrainableTTS(flow_lm, self.draws, args.distill_head_only, most_rows)
         self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
         optimizers = build_optimizers(self.tts, args.optimizer, args.lr, args.weight_decay, args.precision)
         self.model, *self.optimizers = self.accelerator.prepare(self.tts, *optimizers)
         self.ema = EMA(self.tts, args.ema)
         return flow_lm
 
+    def place(self, teacher: FlowLMModel) -> FlowLMModel:
+        """On the device, its layers' matrices in the run's precision: 24 layers are 1.2 GB in fp32."""
+        for parameter in teacher.transformer.layers.parameters():
+            if parameter.ndim == 2 and self.args.precision != "no":
+                parameter.data = parameter.data.to(torch.bfloat16 if self.args.precision == "bf16" else torch.float16)
+        return teacher.to(self.device).eval().requires_grad_(False)
+
     def build_rows(self, flow_lm: FlowLMModel) -> None:
         """The splits, and how a step is run on this machine: on a GPU lengths are rounded to a few sizes, with a graph for each."""
         args = self.args
         latents = Latents(self.cache.folder / "latents.npy", self.device)
         options = (flow_lm.conditioner.tokenizer, self.config.mimi.frame_rate, self.draws, latents, args.subset)
+        null = bool(self.teacher) and args.guidance != 1
         self.train, self.valid = (
-            Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice) for split, guided in (("train", args.guide_steps > 0), ("valid", False))
+            Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice, null) for split, guided in (("train", args.guide_steps > 0), ("valid", False))
         )
         graphs = self.device.type == "cuda" and self.accelerator.num_processes == 1 and not self.accelerator.scaler and not args.lora_dropout
         self.bits = 4 if self.device.type == "cuda" else None  # significant ones of a length
@@ -413,7 +495,7 @@ class Training:
 
     def train_step(self) -> None:
         args, rank = self.args, self.accelerator.process_index
-        rows, distil = self.next_rows(), distils(args.seed, self.step)
+        rows, distil = self.next_rows(), not self.teacher and distils(args.seed, self.step)
         rate = learning_rate(args, self.step, self.last_step, self.time_share())
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
             group["lr"] = group["scale"] * rate
@@ -479,7 +561,8 @@ class Training:
             record |= {"padding": round(1 - count["positions"] / count["places"], 4), "memory_gib": round(memory_gib(), 2)}
             append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
-            shown = " ".join(f"{k} {record[k]:.4g}" for k in ("loss", "flow_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib"))
+            named = ("loss", "flow_error", "z_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib")
+            shown = " ".join(f"{k} {record[k]:.4g}" for k in named if k in record)
             print(f"step {self.step}/{self.last_step} {shown} left {60 * self.hours_left():.1f} min", flush=True)
         self.window, self.counts = {}, dict.fromkeys(self.counts, 0)
 
@@ -499,20 +582,42 @@ class Training:
     def evaluate(self) -> None:
         """Score the averaged weights on the held-out split, once a step; redraw loss.png."""
         progress = read_jsonl(self.folder.progress)
-        scores = [(r["valid_flow_error"], r["step"]) for r in progress if r["kind"] == "eval"]
-        if not any(step == self.step for _, step in scores):
+        if not any(r["step"] == self.step for r in progress if r["kind"] == "eval"):
             record = {"kind": "eval", "step": self.step, "hours": round(self.clock.hours(), 4)}
             start = time.monotonic()
             record |= evaluate(self.tts, self.ema, self.valid, self.args.batch_size, self.device, self.bits)
             record["eval_sec"] = round(time.monotonic() - start, 2)
+            record |= self.judged(progress)
             append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
-            print(f"step {self.step}: held out " + ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_")), flush=True)
-            plot_loss(self.args.out / "loss.png", [*progress, record])
-            scores.append((record["valid_flow_error"], self.step))
-        if self.args.patience and len(scores) - 1 - scores.index(min(scores)) >= self.args.patience:
+            held_out = ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_"))
+            if "speech_score" in record:
+                held_out += "; speech_score {speech_score:.3f} dB, {ends} of {spoken} ends, in {judge_sec} s".format(**record)
+            print(f"step {self.step}: held out {held_out}", flush=True)
+            progress.append(record)
+            plot_loss(self.args.out / "loss.png", progress)
+        values = scores(progress)[1]
+        best = min(values, key=values.get)
+        if self.args.patience and sum(step > best for step in values) >= self.args.patience:
             self.out_of_patience = True
-            print(f"no better than step {min(scores)[1]} for {self.args.patience} evaluations: stopping")
+            print(f"no better than step {best} for {self.args.patience} evaluations: stopping")
+
+    def judged(self, progress: list[dict]) -> dict:
+        """What the averaged weights say, scored, unless that would take more than its share of the time."""
+        took = [r["judge_sec"] for r in progress if "judge_sec" in r]
+        affordable = not took or self.finished() or sum(took) + took[-1] <= JUDGE_SHARE * 3600 * self.clock.hours()
+        if not self.args.judge_sentences or not affordable:
+            return {}
+        start = time.monotonic()
+        if self.judge is None:
+            from pocket_arabic.evaluation import Judge  # librosa takes a second to load
+
+            self.judge = Judge(self.valid, self.mimi, self.args.judge_sentences)
+        return self.judge.score(self.speaker()) | {"judge_sec": round(time.monotonic() - start, 2)}
+
+    def speaker(self) -> TTSModel:
+        """The averaged weights, to speak with."""
+        return tts_model(self.config, build_flow_lm(self.config, self.averaged(self.ema.shadow)), self.mimi).to(self.device)
 
     def save_and_watch(self) -> None:
         """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others wait."""
@@ -520,12 +625,13 @@ class Training:
         self.check_finite()
         if self.main:
             self.save()
-            if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
-                self.evaluate()
-            sample = args.out / "samples" / f"step_{self.step:06d}"
-            due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init == "base")
-            if due and not sample.with_name(sample.name + "_0.wav").exists():
-                speak_samples(sample, self.config, self.averaged(self.ema.shadow), self.mimi, self.cache)
+            with torch.random.fork_rng():  # the wheel draws a noise for each prompt that it reads
+                if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
+                    self.evaluate()
+                sample = args.out / "samples" / f"step_{self.step:06d}"
+                due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init != "scratch")
+                if due and not sample.with_name(sample.name + "_0.wav").exists():
+                    speak_samples(sample, self.speaker(), self.cache)
             best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
             prune(self.folder.checkpoints, args.keep, best[0] if best else None)
         self.accelerator.wait_for_everyone()
@@ -550,10 +656,10 @@ class Training:
         self.accelerator.end_training()
 
     def export(self) -> None:
-        """bundle/ from the checkpoint with the lowest held-out flow error; from the last one if none was evaluated."""
+        """bundle/ from the best checkpoint; from the last one if none was evaluated."""
         bundle = self.folder.bundle
         best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
-        path, score = best or (newest_checkpoint(self.folder.checkpoints), None)
+        path, name, score = best or (newest_checkpoint(self.folder.checkpoints), None, None)
         if bundle.exists() and json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"] == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
             return
@@ -561,9 +667,11 @@ class Training:
         state |= {k: v for k, v in self.weights.items() if k.startswith("mimi.")}
         info = {
             "checkpoint": path.name,
-            "chosen_by": "lowest held-out flow error (EMA weights)" if best else "last checkpoint; there was no evaluation",
-            "valid_flow_error": score,
+            "chosen_by": SCORES[name] if best else "last checkpoint; there was no evaluation",
+            "score": score,
             "base": Path(self.args.base).name,
+            "teacher": self.args.teacher and Path(self.args.teacher).name,
+            "guidance": self.args.guidance,
             "corpus": self.cache.info["options"]["corpus"],
             "tune": self.args.tune,
             "hours": self.cache.info["hours"]["train"],
@@ -575,7 +683,7 @@ class Training:
             **provenance(),
         }
         export_bundle(bundle, self.config, state, self.cache.folder / "voice.wav", info)
-        print(f"bundle: {bundle} ({path.name}" + (f", held-out flow error {score:.3f})" if best else ")"))
+        print(f"bundle: {bundle} ({path.name}" + (f", {name} {score:.3f})" if best else ")"))
 
 
 def main() -> None:
@@ -585,17 +693,23 @@ def main() -> None:
     # 1. Cache and base: everything a user can get wrong, before anything slow.
     cache = Cache(args.data)
     args.base = args.base or cache.info["options"]["base"]
-    config = arabic_config(load_config(args.base), cache.info["options"].get("substitute"), cache.info["options"].get("phonemes"))
-    weights = load_weights(config)
+    config, teacher = load_config(args.base), None
+    if args.teacher:
+        config, weights, teacher = begin_student(config, args.teacher, args.init)
+    else:
+        weights = load_weights(config)
+    config = arabic_config(config, cache.info["options"].get("substitute"), cache.info["options"].get("phonemes"))
     mimi = load_mimi(config, weights)
     if encoder_hash(mimi) != cache.info["options"]["encoder_sha256"]:
-        raise UserError(f"{args.data} was encoded with another codec than base {args.base}; rebuild it: python data_prep.py --base {args.base} --out NEW_FOLDER ...")
+        raise UserError(
+            f"{args.data} was encoded with another codec than {args.teacher or f'base {args.base}'}; rebuild it: python data_prep.py --base {args.base} --out NEW_FOLDER ..."
+        )
 
     if args.tokenizer == "fresh":
         config, weights = fresh_vocabulary(args, cache, config, weights)
 
     # 2. Model and optimiser; the folder, new or to be continued.
-    training = Training(args, cache, config, weights, mimi)
+    training = Training(args, cache, config, weights, mimi, teacher)
     training.start_or_resume({k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]})
     if training.main:
         print_parts(training.tts.flow_lm)

@@ -24,8 +24,9 @@ from torch import nn
 
 from pocket_arabic import text
 from pocket_arabic.cache import LATENT_DIM
-from pocket_arabic.run import ROOT, UserError, atomic_write
+from pocket_arabic.run import ROOT, UserError, atomic_write, differences
 
+TAUGHT = ("flow_lm.flow_net.", "flow_lm.out_eos.", "flow_lm.emb_mean", "flow_lm.emb_std")  # of a teacher, in a student of own layers
 GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log in: hf auth login"
 
 
@@ -34,18 +35,20 @@ def beside(address: str) -> str:
     return address.rsplit("/", 1)[-1].split("@")[0]
 
 
+def base_path(base: str) -> Path:
+    """Where the config of a base would be: `demo`, a language of the wheel, or a YAML file."""
+    if base == "demo":
+        return ROOT / "demo" / "base.yaml"
+    return Path(base) if base.endswith((".yaml", ".yml")) else CONFIGS_DIR / f"{base}.yaml"
+
+
 def load_config(base: str, bundled: bool = False) -> Config:
     """`demo`, a language of the wheel (`english`), or a YAML file -> its config, local paths made absolute.
 
     Paths in a YAML resolve against its own folder. `bundled`: hub addresses do too, for a bundle whose files are checked.
     Raises UserError.
     """
-    if base == "demo":
-        path = ROOT / "demo" / "base.yaml"
-    elif base.endswith((".yaml", ".yml")):
-        path = Path(base)
-    else:
-        path = CONFIGS_DIR / f"{base}.yaml"
+    path = base_path(base)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml") if "_" not in p.stem))
         raise UserError(f"base {base}: no such config; give demo, a language ({known}) or a CONFIG.yaml")
@@ -150,6 +153,43 @@ def decode_latents(mimi: MimiModel, latents: torch.Tensor) -> np.ndarray:
             module._module_absolute_name = name
     steps = int(mimi.encoder_frame_rate / mimi.frame_rate)
     return mimi.decode_from_latent(latents[None], init_states(mimi, 1, len(latents) * steps))[0, 0].cpu().numpy()
+
+
+def student_of(shape: Config, teacher: Config, weights: dict[str, torch.Tensor]) -> tuple[Config, dict[str, torch.Tensor]]:
+    """The teacher (`weights` are its) with as many layers as `shape` has: its lowest and its highest ones, as upstream's students
+    start (kyutai-labs/pocket-tts training/depth_distill). Raises UserError if it has fewer."""
+    depth, layers = teacher.flow_lm.transformer.num_layers, shape.flow_lm.transformer.num_layers
+    if layers > depth:
+        raise UserError(f"--teacher: it has {depth} layers, the base {layers}; give a --base of at most {depth}, or the base's own weights: --init base")
+    config, kept = teacher.model_copy(deep=True), [*range(-(-layers // 2)), *range(depth - layers // 2, depth)]
+    config.flow_lm.transformer.num_layers = layers
+    found = {name: tensor for name, tensor in weights.items() if not name.startswith("flow_lm.transformer.layers.")}
+    for new, old in enumerate(kept):
+        prefix = f"flow_lm.transformer.layers.{old}."
+        found |= {name.replace(prefix, f"flow_lm.transformer.layers.{new}."): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return config, found
+
+
+def taught(weights: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A base's weights with what a student has of its teacher: the head, and the statistics of the latents that it makes.
+    Raises UserError if they have two codecs."""
+    if any(not torch.equal(tensor, teacher[name]) for name, tensor in weights.items() if name.startswith("mimi.")):
+        raise UserError("--teacher: it has another codec than the base; leave out --init base, or give the base that it was made from")
+    return weights | {name: tensor for name, tensor in teacher.items() if name.startswith(TAUGHT)}
+
+
+def check_teacher(config: Config, teacher: Config, same_tokenizer: bool) -> None:
+    """Raises UserError if a base and a teacher differ in a width, or in their tokenizer if it must be the same."""
+
+    def widths(config: Config) -> dict:
+        lm = config.flow_lm.model_dump(mode="json")
+        table = lm["lookup_table"]
+        lm["transformer"].pop("num_layers")
+        tokenizer = {"tokenizer": hashlib.sha256(Path(table["tokenizer_path"]).read_bytes()).hexdigest()[:8]} if same_tokenizer else {}
+        return {f"{part}.{key}": value for part in ("transformer", "flow") for key, value in lm[part].items()} | {"embedding": table["dim"], **tokenizer}
+
+    if changed := differences(widths(config), widths(teacher)):
+        raise UserError(f"--teacher: differs from the base in more than its depth ({changed}); give a --base of the teacher's widths")
 
 
 def encoder_hash(mimi: MimiModel) -> str:

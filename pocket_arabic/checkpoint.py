@@ -20,6 +20,12 @@ from torch import nn
 from pocket_arabic.base import beside
 from pocket_arabic.run import UserError, atomic_write, write_json
 
+SCORES = {  # of an evaluation, the best judge first
+    "speech_score": "lowest distance of free-running held-out speech from its recordings (EMA weights)",
+    "valid_flow_error": "lowest held-out flow error (EMA weights)",
+    "valid_z_error": "lowest held-out distance from its teacher's output (EMA weights)",
+}
+
 
 class EMA:
     """Exponential moving average of a module's parameters; the decay warms up so that early steps do not linger."""
@@ -76,12 +82,21 @@ def update_hours(folder: Path, hours: float) -> None:
     write_json(state, json.loads(state.read_text()) | {"hours": hours})
 
 
-def best_checkpoint(folder: Path, progress: list[dict]) -> tuple[Path, float] | None:
-    """The checkpoint with the lowest held-out score among those still there; None before the first evaluation."""
-    scores = {r["step"]: r["valid_flow_error"] for r in progress if r["kind"] == "eval"}
-    there = [(scores[s], p) for p in folder.glob("step_*") if (s := int(p.name[5:])) in scores]
+def scores(progress: list[dict]) -> tuple[str, dict[int, float]]:
+    """What a run's checkpoints are judged by, and each evaluated step's value, lower is better: what they say, where that was
+    scored, else a held-out error."""
+    found = [r for r in progress if r["kind"] == "eval"]
+    name = next((name for name in SCORES if any(name in r for r in found)), "")
+    return name, {r["step"]: r[name] for r in found if name in r}
+
+
+def best_checkpoint(folder: Path, progress: list[dict]) -> tuple[Path, str, float] | None:
+    """The checkpoint with the lowest score among those still there, what that is and its value; None before the first
+    evaluation."""
+    name, values = scores(progress)
+    there = [(values[s], p) for p in folder.glob("step_*") if (s := int(p.name[5:])) in values]
     score, path = min(there, default=(0.0, None))
-    return (path, score) if path else None
+    return (path, name, score) if path else None
 
 
 def prune(folder: Path, keep: int, best: Path | None) -> None:
@@ -110,7 +125,7 @@ Reads vocalised Arabic script in any Pocket TTS tool. Inside this folder (paths 
 
 Sentences longer than about 50 tokens: add `--max-tokens {max_tokens}`, the longest text it was trained on.
 
-- **Made from** the base `{base}`, adapted (`--tune {tune}`) to the corpus `{corpus}`, {hours:.2f} h of training speech; checkpoint
+- **Made from** the base `{base}`, adapted (`--tune {tune}`) to the corpus `{corpus}`, {hours:.2f} h of training speech{taught}; checkpoint
   {checkpoint}, {chosen_by}. `bundle.json` has versions, commit, score and the SHA-256 of each file.
 - **Licence**: the base's and the corpus's terms both hold. Kyutai's weights: see https://huggingface.co/kyutai/pocket-tts. ClArTTS is CC-BY-4.0.
 - **Meant for** reading Arabic text aloud, and for research. Speech made with it is synthetic: say so where you publish it, and do not
@@ -120,6 +135,12 @@ Sentences longer than about 50 tokens: add `--max-tokens {max_tokens}`, the long
 """
 BUNDLE_FILES = ("arabic.yaml", "model.safetensors", "voice.wav", "bundle.json")
 PATHS = ("weights_path", "weights_path_without_voice_cloning", "tokenizer_path")  # wherever they stand in arabic.yaml
+
+
+def model_card(template: str, info: dict) -> str:
+    """The README of a bundle, from `info` as bundle.json has it."""
+    taught = f", as a student of `{info['teacher']}` with guidance {info['guidance']:g}" if info.get("teacher") else ""
+    return template.format(**info, taught=taught)
 
 
 def sha256(file: Path) -> str:
@@ -165,13 +186,13 @@ def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], 
     config.weights_path = "model.safetensors"
     write_yaml(tmp / "arabic.yaml", config.model_dump(mode="json", exclude_none=True))
     save_file({k: v.contiguous() for k, v in state.items()}, tmp / "model.safetensors")
-    (tmp / "README.md").write_text(MODEL_CARD.format(**info), encoding="utf-8")
+    (tmp / "README.md").write_text(model_card(MODEL_CARD, info), encoding="utf-8")
     seal(tmp, info)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(tmp, folder)
 
 
-def find_bundle(model: str | Path) -> Path:
+def find_bundle(model: str | Path, flag: str = "--model") -> Path:
     """A bundle, a run holding one, or a hub repository (OWNER/NAME, downloaded once) -> the bundle's folder, checked.
 
     Raises UserError if a file is missing or not as exported, or if `arabic.yaml` names anything but files beside it, hub
@@ -180,8 +201,8 @@ def find_bundle(model: str | Path) -> Path:
     folder = Path(model)
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or folder.parent.is_dir():
-            raise UserError(f"--model {model}: no such folder; train one: make demo")
-        folder = pull_bundle(str(model))
+            raise UserError(f"{flag} {model}: no such folder; train one: make demo")
+        folder = pull_bundle(str(model), flag)
     bundle = folder / "bundle" if (folder / "args.json").exists() else folder
     if not bundle.is_dir():
         raise UserError(f"{folder} has no bundle yet; finish the run: the same train.py command continues it")
@@ -239,7 +260,7 @@ def push_bundle(bundle: Path, repository: str) -> None:
         write_yaml(staged / "arabic.yaml", config)
         card = MODEL_CARD.replace("Inside this folder (paths in `arabic.yaml` are relative to it):", "From anywhere:")
         card = card.replace("--config arabic.yaml --voice voice.wav", f"--config hf://{repository}/arabic.yaml --voice hf://{repository}/voice.wav")
-        (staged / "README.md").write_text(card.format(**info), encoding="utf-8")
+        (staged / "README.md").write_text(model_card(card, info), encoding="utf-8")
         seal(staged, info)
         api = HfApi()
         try:
@@ -249,11 +270,11 @@ def push_bundle(bundle: Path, repository: str) -> None:
             raise UserError(f"--push {repository}: {str(error).strip().splitlines()[-1][:160]}; log in with a token that may write there: hf auth login") from None
 
 
-def pull_bundle(repository: str) -> Path:
+def pull_bundle(repository: str, flag: str) -> Path:
     """OWNER/NAME on the hub -> a local folder with its files, downloaded once. Raises UserError."""
     try:
         return Path(snapshot_download(repository, allow_patterns=[*BUNDLE_FILES, "tokenizer.*", "README.md"]))
     except (GatedRepoError, RepositoryNotFoundError):
-        raise UserError(f"--model {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth login") from None
+        raise UserError(f"{flag} {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth login") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, HFValidationError) as error:
-        raise UserError(f"--model {repository}: no such folder, and the hub gives no repository of that name ({type(error).__name__}); check name and network") from None
+        raise UserError(f"{flag} {repository}: no such folder, and the hub gives no repository of that name ({type(error).__name__}); check name and network") from None

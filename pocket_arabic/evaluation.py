@@ -15,12 +15,17 @@ import jiwer
 import librosa
 import numpy as np
 import torch
+from pocket_tts import TTSModel
+from pocket_tts.models.mimi import MimiModel
 from scipy import stats
 
 from pocket_arabic.audio import AudioError, load_audio, read_audio, resample, speech_bounds, trimmed
+from pocket_arabic.base import decode_latents
 from pocket_arabic.cache import Cache
 from pocket_arabic.corpus import Columns, open_corpus
+from pocket_arabic.rows import EVAL_EPOCH, Utterances
 from pocket_arabic.run import UserError, append_jsonl, atomic_write, read_jsonl
+from pocket_arabic.speech import Request, prompt_state, speak_batch
 from pocket_arabic.text import TextError, deromanise, scored
 
 Recogniser = Callable[[list[Path]], Iterator[str]]  # wav files -> what is heard in each, as it comes
@@ -116,6 +121,31 @@ def mel_cepstra(power: np.ndarray) -> np.ndarray:
     return cosines[1:].T * np.sqrt(2 / len(power))
 
 
+def speech_of(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The part between its silences, or all of a clip that is silent, with a root mean square of 1: `mel_cepstra` has an absolute
+    floor."""
+    try:
+        start, end = speech_bounds(samples, rate, 40.0)
+    except AudioError:
+        start, end = 0, len(samples)
+    speech = samples[start:end].astype(np.float32)
+    return speech / (np.sqrt(np.mean(speech**2)) + 1e-9)
+
+
+def cepstra_of(speech: np.ndarray, rate: int) -> np.ndarray:
+    """A `speech_of` -> its timbre [frames, 13], a frame each 10 ms."""
+    power = librosa.feature.melspectrogram(y=speech, sr=rate, n_fft=1024, hop_length=int(HOP_SEC * rate), n_mels=80)
+    return mel_cepstra(power)
+
+
+def aligned(real: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
+    """Cepstra [frames, 13] of one text spoken twice -> the pairs of frames [steps, 2] of dynamic time warping, and their
+    distortion in dB (Kubichek 1993; of mel bands: compare it within this project)."""
+    path = librosa.sequence.dtw(real.T, other.T)[1]
+    steps = np.linalg.norm(real[path[:, 0]] - other[path[:, 1]], axis=1)
+    return path, float(10 / np.log(10) * np.sqrt(2) * steps.mean())
+
+
 @dataclass
 class Sound:
     """What is compared of a clip: its length, and of the part between its silences, a frame each 10 ms, timbre and pitch."""
@@ -126,33 +156,25 @@ class Sound:
 
     @classmethod
     def of(cls, samples: np.ndarray, rate: int) -> "Sound":
-        try:
-            start, end = speech_bounds(samples, rate, 40.0)
-        except AudioError:
-            start, end = 0, len(samples)
-        speech, hop = samples[start:end].astype(np.float32), int(HOP_SEC * rate)
-        speech = speech / (np.sqrt(np.mean(speech**2)) + 1e-9)  # `mel_cepstra` has an absolute floor
-        power = librosa.feature.melspectrogram(y=speech, sr=rate, n_fft=1024, hop_length=hop, n_mels=80)
+        speech, hop = speech_of(samples, rate), int(HOP_SEC * rate)
         # A fifth of a semitone is fine enough, and halves the time.
         pitch = librosa.pyin(speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048, resolution=0.2)[0]
-        return cls(len(samples) / rate, mel_cepstra(power), pitch)
+        return cls(len(samples) / rate, cepstra_of(speech, rate), pitch)
 
 
 def distances(real: Sound, other: Sound) -> dict[str, float | None]:
     """How another clip of the same text differs from the recording, frames paired by dynamic time warping of their cepstra.
 
-    `mcd_db`: mel-cepstral distortion (Kubichek 1993; of mel bands: compare it within this project). `f0_correlation`: of log
-    pitch where both are voiced, None if they hardly are. `voicing_error`: share of pairs only one of which is voiced.
-    `duration_ratio`: the whole clips'.
+    `mcd_db`: mel-cepstral distortion. `f0_correlation`: of log pitch where both are voiced, None if they hardly are.
+    `voicing_error`: share of pairs only one of which is voiced. `duration_ratio`: the whole clips'.
     """
-    path = librosa.sequence.dtw(real.cepstra.T, other.cepstra.T)[1]  # [steps, 2]
-    steps = np.linalg.norm(real.cepstra[path[:, 0]] - other.cepstra[path[:, 1]], axis=1)
+    path, mcd_db = aligned(real.cepstra, other.cepstra)
     pitch = np.log([real.pitch[path[:, 0]], other.pitch[path[:, 1]]])
     voiced = np.isfinite(pitch)
     both = pitch[:, voiced.all(0)]
     known = both.shape[1] > 10 and (both.std(1) > 1e-6).all()
     return {
-        "mcd_db": float(10 / np.log(10) * np.sqrt(2) * steps.mean()),
+        "mcd_db": mcd_db,
         "f0_correlation": float(np.corrcoef(both)[0, 1]) if known else None,
         "voicing_error": float((voiced[0] != voiced[1]).mean()),
         "duration_ratio": other.sec / real.sec,
@@ -177,6 +199,40 @@ def load_speaker_model(name: str, voice: Path) -> Callable[[Path], float]:
 
     prompt = embed(voice)
     return lambda wav: float(embed(wav) @ prompt)
+
+
+# --- a checkpoint, by what it says --------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Scores a model by what it says: some held-out sentences, spoken freely with prompts of their speakers and always the same
+    noise, beside their recordings, as the codec gives these back from the cache. No recogniser is needed, nor the corpus."""
+
+    MISSED_DB = 10.0  # for a sentence that runs on over `RUNAWAY` times its recording, where it is cut off
+
+    def __init__(self, valid: Utterances, mimi: MimiModel, number: int):
+        self.mimi, self.rate = mimi, mimi.sample_rate
+        rows = np.unique(np.linspace(0, len(valid) - 1, min(number, len(valid))).astype(int))
+        epoch = valid.epoch(EVAL_EPOCH)
+        self.texts, self.frames = [valid.texts[row] for row in rows], valid.frames[rows]
+        device = next(mimi.parameters()).device
+        prompts = zip(epoch.prompt_first[rows], epoch.prompt_frames[rows])
+        self.prompts = [valid.latents.slice(first, count).to(device) for first, count in prompts]
+        latents = [valid.latents.slice(first, count).to(device) for first, count in zip(valid.first[rows], self.frames)]
+        self.cepstra = [cepstra_of(speech_of(decode_latents(mimi, x), self.rate), self.rate) for x in latents]
+
+    def score(self, model: TTSModel) -> dict[str, float]:
+        """`speech_score`, in dB, lower is better: the mean over sentences of their mel-cepstral distortion, 10 |log10| of their
+        lengths' ratio, and `MISSED_DB` if they miss their end; and its parts."""
+        limits = (self.frames * RUNAWAY).astype(int)
+        voices = (prompt_state(model, prompt) for prompt in self.prompts)
+        spoken = speak_batch(model, [Request(text, voice, seed, int(limit)) for seed, (text, voice, limit) in enumerate(zip(self.texts, voices, limits))])
+        distortion = [aligned(real, cepstra_of(speech_of(s.audio, self.rate), self.rate))[1] for real, s in zip(self.cepstra, spoken)]
+        ratio = np.array([len(s.audio) for s in spoken]) / (self.frames * self.mimi.frame_size)
+        missed = np.array([not s.ended for s in spoken])
+        score = np.array(distortion) + 10 * np.abs(np.log10(ratio)) + self.MISSED_DB * missed
+        found = {"speech_score": score.mean(), "mcd_db": np.mean(distortion), "duration_ratio": np.median(ratio)}
+        return {name: round(float(value), 4) for name, value in found.items()} | {"spoken": len(spoken), "ends": int((~missed).sum())}
 
 
 # --- the recordings ---------------------------------------------------------------------------------------------------

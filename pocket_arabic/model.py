@@ -1,4 +1,4 @@
-"""The objective, and the FlowLM that trains on it.
+"""The objectives, and the FlowLM that trains on them: on speech, or as a student on its teacher's guided output.
 
 Shapes: B rows, L positions, N valid audio frames of the batch (80 ms each), C = 32 latent dimensions, D model width, H heads,
 K draws per frame (K' for the distillation term).
@@ -110,6 +110,47 @@ def causal_mask(length: int, device: torch.device) -> torch.Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
+def embed(lm: FlowLMModel, batch: Batch) -> torch.Tensor:
+    """What stands at each position [B, L, D]. The prompt enters raw, the frames normalised."""
+    kind = batch.kind[..., None]
+    latents = batch.latents[batch.index * ((kind == PROMPT) | (kind > AUDIO_START))[..., 0]]
+    frames = torch.where(kind == AUDIO_START, lm.bos_emb, (latents - lm.emb_mean) / lm.emb_std)
+    audio = lm.input_linear(frames)
+    prompt = F.linear(latents, lm.speaker_proj_weight).to(audio.dtype)
+    text = lm.conditioner(batch.index * (batch.kind == TEXT)).to(audio.dtype)
+    start = lm.bos_before_voice.to(audio.dtype) if lm.insert_bos_before_voice else torch.zeros_like(audio[:1, :1])
+    return torch.where(kind >= AUDIO_START, audio, torch.where(kind == TEXT, text, torch.where(kind == PROMPT, prompt, start)))
+
+
+def backbone(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> torch.Tensor:
+    """z [B, L, D]; at an audio position it predicts the frame that follows, at the last one that the utterance is over.
+
+    Row: [bos_before_voice | prompt x speaker_proj^T | text | bos_emb, frames 0..T-1], right-padded under a plain causal
+    mask, so padding never reaches a valid position. In guided steps audio sees text by `guided_mask`.
+    `layer`: `layer_forward`, or that compiled; an evaluation is not worth compiling for.
+    """
+    z = embed(lm, batch)
+    angles = rotation(z.shape[1], lm.transformer.layers[0].self_attn, z.device, batch.size.dtype)
+    mask = None
+    if batch.window is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
+        seen = causal_mask(z.shape[1], z.device) if batch.window is None else guided_mask(batch)[:, None]
+        mask = torch.zeros((), dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))
+    # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a step.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    with sdpa_kernel(ATTENTION[z.device.type]):
+        forward = layer if torch.is_grad_enabled() else layer_forward
+        for block in lm.transformer.layers:
+            z = forward(block, z, *angles, mask)
+    z = lm.out_norm(z)
+    return z if lm.z_proj is None else lm.z_proj(z)
+
+
+def predicting(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> torch.Tensor:
+    """z [N + B, D] of the positions that predict a frame, then of each row's last one."""
+    places = torch.cat([batch.target[:, 0], batch.end_at])
+    return backbone(lm, batch, layer).flatten(0, 1).index_select(0, places)
+
+
 class TrainableTTS(nn.Module):
     """The FlowLM with its training loss; `flow_lm` is what gets exported, `lsd` holds the loss's own weighting net."""
 
@@ -129,39 +170,6 @@ class TrainableTTS(nn.Module):
         self.layer = torch.compile(layer_forward, dynamic=True)
         self.head = torch.compile(self.flow_lm.flow_net.forward, dynamic=True)
 
-    def embed(self, batch: Batch) -> torch.Tensor:
-        """What stands at each position [B, L, D]. The prompt enters raw, the frames normalised."""
-        lm, kind = self.flow_lm, batch.kind[..., None]
-        latents = batch.latents[batch.index * ((kind == PROMPT) | (kind > AUDIO_START))[..., 0]]
-        frames = torch.where(kind == AUDIO_START, lm.bos_emb, (latents - lm.emb_mean) / lm.emb_std)
-        audio = lm.input_linear(frames)
-        prompt = F.linear(latents, lm.speaker_proj_weight).to(audio.dtype)
-        text = lm.conditioner(batch.index * (batch.kind == TEXT)).to(audio.dtype)
-        start = lm.bos_before_voice.to(audio.dtype) if lm.insert_bos_before_voice else torch.zeros_like(audio[:1, :1])
-        return torch.where(kind >= AUDIO_START, audio, torch.where(kind == TEXT, text, torch.where(kind == PROMPT, prompt, start)))
-
-    def backbone(self, batch: Batch) -> torch.Tensor:
-        """z [B, L, D]; at an audio position it predicts the frame that follows, at the last one that the utterance is over.
-
-        Row: [bos_before_voice | prompt x speaker_proj^T | text | bos_emb, frames 0..T-1], right-padded under a plain causal
-        mask, so padding never reaches a valid position. In guided steps audio sees text by `guided_mask`.
-        """
-        lm = self.flow_lm
-        z = self.embed(batch)
-        angles = rotation(z.shape[1], lm.transformer.layers[0].self_attn, z.device, batch.size.dtype)
-        mask = None
-        if batch.window is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
-            seen = causal_mask(z.shape[1], z.device) if batch.window is None else guided_mask(batch)[:, None]
-            mask = torch.zeros((), dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))
-        # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a step.
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        with sdpa_kernel(ATTENTION[z.device.type]):
-            forward = self.layer if torch.is_grad_enabled() else layer_forward  # an evaluation is not worth compiling for
-            for layer in lm.transformer.layers:
-                z = forward(layer, z, *angles, mask)
-        z = lm.out_norm(z)
-        return z if lm.z_proj is None else lm.z_proj(z)
-
     def forward(self, batch: Batch, noise: torch.Tensor, distill_weight: float) -> dict[str, torch.Tensor]:
         """The loss of some rows and its parts: means over the frames of the whole step (EOS: over these and each row's end), so
         that the parts of a step, in turn or on several processes, add up to its loss and gradients.
@@ -170,11 +178,11 @@ class TrainableTTS(nn.Module):
         passes of the head and a jvp.
         """
         lm, lsd, draws = self.flow_lm, self.lsd, self.draws
-        z = self.backbone(batch).flatten(0, 1)
-        at, frame, of = batch.target.unbind(-1)
-        condition, (frames, count) = z.index_select(0, at), batch.size
+        z = predicting(lm, batch, self.layer)
+        _, frame, of = batch.target.unbind(-1)
+        condition, (frames, count) = z[: len(of)], batch.size
         x = (batch.latents[frame] - lm.emb_mean) / lm.emb_std
-        going_on, over = lm.out_eos(torch.cat([condition, z.index_select(0, batch.end_at)])).squeeze(-1).to(x.dtype).split((len(at), len(batch.end_at)))
+        going_on, over = lm.out_eos(z).squeeze(-1).to(x.dtype).split((len(of), len(batch.end_at)))
         eos = ((F.softplus(going_on) * batch.valid).sum() + (F.softplus(-over) * batch.end_valid).sum()) / (frames + count)
 
         head = self.head if torch.is_grad_enabled() else lm.flow_net
@@ -208,3 +216,32 @@ class TrainableTTS(nn.Module):
             parts |= dict(zip(("distillation", "distill_error"), found))
             total = total + distill_weight * parts["distillation"]
         return parts | {"loss": total}
+
+
+class Student(nn.Module):
+    """A FlowLM that learns the guided output of its teacher, whose head it has (kyutai-labs/pocket-tts training/depth_distill)."""
+
+    Z_WEIGHT = 2.0  # upstream's
+
+    def __init__(self, flow_lm: FlowLMModel, teacher: FlowLMModel, guidance: float):
+        super().__init__()
+        self.flow_lm, self.guidance = flow_lm, guidance
+        self.teachers = (teacher,)  # a tuple hides it: it is neither trained nor averaged nor saved with this module
+        self.layer: Callable = layer_forward
+
+    def compile_parts(self) -> None:
+        self.layer = torch.compile(layer_forward, dynamic=True)
+
+    def forward(self, batch: Batch, _noise: torch.Tensor, _distill_weight: float) -> dict[str, torch.Tensor]:
+        """The mean square of z less the teacher's, over dimensions and the positions of the whole step that predict a frame or an
+        end; the parts of a step add up to its loss and gradients."""
+        z, weight = predicting(self.flow_lm, batch, self.layer).float(), torch.cat([batch.valid, batch.end_valid])
+        error = ((z - self.target(batch)).square().mean(-1) * weight).sum() / batch.size.sum()
+        return {"z_error": error, "loss": self.Z_WEIGHT * error}
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> torch.Tensor:
+        """The teacher's guided z [N + B, D]: z_null + w (z - z_null), z_null that of rows with neither text nor voice."""
+        (teacher,) = self.teachers
+        z = predicting(teacher, batch).float()
+        return z if batch.null is None else torch.lerp(predicting(teacher, batch.null).float(), z, self.guidance)

@@ -10,6 +10,7 @@ K draws per frame (K' for the distillation term).
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Latents:
         self.width, self.start, self.device = mapped.shape[1], mapped.offset, device
         self.table = torch.from_numpy(np.array(mapped)).to(device) if mapped.nbytes <= limit else None
         self.file = None if self.table is not None else os.open(file, os.O_RDONLY)
+
+    def slice(self, first: int, count: int) -> torch.Tensor:
+        """[count, C] frames from `first` on."""
+        if self.table is not None:
+            return self.table[first : first + count]
+        return torch.from_numpy(self.read(np.array([first]), np.array([count])))
 
     def read(self, first: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Frames of the ranges [first, first + count) from the file, end to end [sum(count), C].
@@ -144,18 +151,23 @@ class Epoch:
     prompt_first: np.ndarray  # first frame of the voice prompt, another utterance of the speaker
     prompt_frames: np.ndarray  # its length; 0 if the voice is dropped
 
+    def null(self) -> "Epoch":
+        """The same with neither text nor voice in any row."""
+        return replace(self, keep_text=np.zeros_like(self.keep_text), prompt_frames=np.zeros_like(self.prompt_frames))
+
 
 class Utterances:
     """A split as arrays, with its choices of voice prompts from the training split.
 
     Left out is who has no other utterance of its speaker in train to be prompted with. `subset`: the first so many of train.
     `guided`: learn how long each token lasts, which guided steps need. `voice_start`: rows begin with bos_before_voice, as the
-    model wants it. Raises UserError if nothing is left.
+    model wants it. `null`: batches come with the same rows without text and voice. Raises UserError if nothing is left.
     """
 
     def __init__(self, cache: Cache, split: str, tokenizer: Tokenizer, frame_rate: float, draws: Draws, latents: Latents,
-                 subset: int | None = None, guided: bool = False, voice_start: bool = True):  # fmt: skip
-        self.voice_start = voice_start
+                 subset: int | None = None, guided: bool = False, voice_start: bool = True,
+                 null: bool = False):  # fmt: skip
+        self.voice_start, self.null = voice_start, null
         self.draws, self.tokenizer, self.latents, self.frame_rate = draws, tokenizer, latents, frame_rate
         train = cache.split("train")
         every = train[:subset] if subset else cache.split(split)
@@ -250,7 +262,7 @@ class Utterances:
         return self.tokens[self.token_start[row] : self.token_start[row + 1]]
 
     def batch(self, rows: np.ndarray, epoch: Epoch, part: int = 0, parts: int = 1, size: int | None = None, bits: int | None = None,
-              window: float | None = None) -> "Batch":  # fmt: skip
+              window: float | None = None, null: bool = True) -> "Batch":  # fmt: skip
         """Every `parts`-th of a step's `rows` from `part` on, as tensors on the host.
 
         `size`: rows of the result, filled up with empty ones; `bits`: round lengths up (`rounded`); None leaves both as they are.
@@ -300,6 +312,7 @@ class Utterances:
             latents=self.latents.table if own_table is None else torch.from_numpy(own_table),
             expected=None if expected is None else torch.from_numpy(expected),
             window=None if window is None else torch.tensor(window, dtype=torch.float32),
+            null=self.batch(rows, epoch.null(), part, parts, size, bits, null=False) if self.null and null else None,
         )
 
     def expected(self, tokens: list[np.ndarray], kind: np.ndarray, row: np.ndarray, column: np.ndarray, shape: tuple[int, int],
@@ -367,9 +380,16 @@ class Batch:
     latents: torch.Tensor  # [F, C] of the whole corpus, or of this batch
     expected: torch.Tensor | None = None  # [B, L, 2], see `Utterances.expected`
     window: torch.Tensor | None = None  # [] half-width in frames of the text that a frame sees; None is all of it
+    null: "Batch | None" = None  # the same frames of rows with neither text nor voice, which a teacher's guidance needs
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        own = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        return own | ({f"null.{name}": value for name, value in self.null.tensors().items()} if self.null else {})
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """With every tensor changed."""
+        own = {f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        return replace(self, **own, null=self.null.map(change) if self.null else None)
 
     def shapes(self) -> tuple:
         return tuple((name, tuple(value.shape)) for name, value in self.tensors().items())
@@ -378,8 +398,7 @@ class Batch:
         """On the device; from pinned memory and without waiting, so that the copy runs beside the step before."""
         if device.type == "cpu":
             return self
-        moved = {n: t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for n, t in self.tensors().items()}
-        return replace(self, **moved)
+        return self.map(lambda t: t if t.is_cuda else t.pin_memory().to(device, non_blocking=True))
 
 
 def distils(seed: int, step: int) -> bool:

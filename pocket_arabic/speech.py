@@ -208,6 +208,7 @@ class Request:
     chunk: str
     voice: ModelState  # of `voice_state` or `prompt_state`
     seed: int
+    most_frames: int | None = None  # it is cut off there, and has missed its end
 
 
 def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> Iterator[Spoken]:
@@ -264,6 +265,8 @@ def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Ut
     if limit < deadline:
         deadline = int(limit)
         max_frames = min(max_frames, DECODE_FRAMES * (deadline // DECODE_FRAMES + 1))  # `speak` sees it at the end of a block
+    if request.most_frames is not None:
+        deadline, max_frames = min(deadline, request.most_frames), min(max_frames, request.most_frames)
     return Utterance(request.voice, tokens, request.seed, after, max_frames, deadline)
 
 

@@ -1,7 +1,7 @@
 """Forward and backward of a training step, launched operation by operation or, on a GPU, replayed as a CUDA graph."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -61,14 +61,13 @@ class Replayed:
             main.wait_stream(self.side)
             return losses
         if self.recorded[key] is None:
-            own = replace(batch, **{name: t.clone() for name, t in batch.tensors().items() if t is not self.resident})
+            own = batch.map(lambda t: t if t is self.resident else t.clone())
             graph, own_noise = torch.cuda.CUDAGraph(), noise.clone()
             with torch.cuda.graph(graph, pool=self.pool):
                 losses = self.work(own, own_noise, distill_weight)
             self.recorded[key] = Recorded(graph, own, own_noise, losses)
         r = self.recorded[key]
-        for name, tensor in r.batch.tensors().items():
-            source = getattr(batch, name)
+        for tensor, source in zip(r.batch.tensors().values(), batch.tensors().values()):
             if source is not tensor:
                 tensor.copy_(source, non_blocking=True)
         r.noise.copy_(noise, non_blocking=True)

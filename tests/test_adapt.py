@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_model import TWO, make_rows, whole_batch
 
 from pocket_arabic.adapt import Muon, build_optimizers, merged, orthogonalised, set_trainable
-from pocket_arabic.model import LSD, TrainableTTS
+from pocket_arabic.model import LSD, TrainableTTS, backbone
 from pocket_arabic.rows import Draws, Epoch, Utterances
 from pocket_arabic.run import read_jsonl
 
@@ -63,16 +63,16 @@ def test_merged_adapters_equal_unmerged(flow_lm):
             if ".lora_B" in name:
                 parameter.normal_(std=0.1)
     batch = whole_batch(make_rows([(12, 7)] * 3))[0]
-    adapted = TrainableTTS(flow_lm).backbone(batch)
+    adapted = backbone(flow_lm, batch)
     state = merged(flow_lm)
     for module in list(flow_lm.modules()):
         for name, child in list(module.named_children()):
             if hasattr(child, "lora_A"):
                 setattr(module, name, child.base_layer)
-    plain = TrainableTTS(flow_lm).backbone(batch)
+    plain = backbone(flow_lm, batch)
     assert (plain - adapted).abs().max() > 0.01  # the adapters do something
     flow_lm.load_state_dict(state, strict=True)
-    torch.testing.assert_close(TrainableTTS(flow_lm).backbone(batch), adapted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(backbone(flow_lm, batch), adapted, rtol=1e-5, atol=1e-5)
 
 
 def test_muon_takes_the_hidden_matrices(flow_lm):

@@ -15,8 +15,10 @@ from pocket_tts.models.text_chunking import split_into_best_sentences
 from pocket_tts.modules.text_conditioner import JsonTokenizer
 from safetensors.torch import load_file
 
+from pocket_arabic.adapt import set_trainable
 from pocket_arabic.base import (
     audit,
+    build_flow_lm,
     encoder_hash,
     fresh_tokenizer,
     load_config,
@@ -24,9 +26,10 @@ from pocket_arabic.base import (
     load_tokenizer,
     load_weights,
     pieces,
+    student_of,
     use_tokenizer,
 )
-from pocket_arabic.model import LSD, TrainableTTS, guided_mask
+from pocket_arabic.model import LSD, Student, TrainableTTS, backbone, guided_mask
 from pocket_arabic.rows import NOISE, Batch, Draws, Latents, Utterances, draw_noise, draw_text, encode_all, token_durations
 from pocket_arabic.run import UserError
 from pocket_arabic.text import FROM_MODEL, deromanise
@@ -149,10 +152,10 @@ def test_padded_batch_equals_single_rows(flow_lm):
     assert not epoch.keep_text.all() and epoch.keep_text.any() and (epoch.prompt_frames == 0).any() and epoch.prompt_frames.any()
     batch, noise = whole_batch(rows)
     expected = model(batch, noise, 0.25)
-    z = model.backbone(batch).flatten(0, 1)[batch.target[:, 0]].split(rows.frames.tolist())
+    z = backbone(model.flow_lm, batch).flatten(0, 1)[batch.target[:, 0]].split(rows.frames.tolist())
     for row in every:
         alone = rows.batch(every, epoch, row, 4)
-        single = model.backbone(alone).flatten(0, 1)[alone.target[:, 0]]
+        single = backbone(model.flow_lm, alone).flatten(0, 1)[alone.target[:, 0]]
         torch.testing.assert_close(single, z[row], rtol=1e-5, atol=1e-5)
     for parts, options in ((4, {}), (3, {}), (5, {}), (1, {"size": 6, "bits": 4}), (2, {"size": 3, "bits": 3}), (1, {"most": 8})):
         model.most_rows = options.pop("most", math.inf)  # a draw at a time
@@ -195,7 +198,7 @@ def test_training_positions_are_those_of_inference(flow_lm):
     holder = torch.nn.Module()
     holder.flow_lm, holder.mimi = flow_lm, torch.nn.Module()
     stamp_state_names(holder)
-    expected = TrainableTTS(flow_lm).backbone(batch)[0][-7:]
+    expected = backbone(flow_lm, batch)[0][-7:]
     state = init_states(flow_lm, 1, 200)
 
     def step(embedded: torch.Tensor) -> torch.Tensor:
@@ -270,7 +273,7 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
     doubled = {name: t.double() for name, t in batch.tensors().items() if t.is_floating_point()}
     batch, noise = replace(batch, **doubled), noise.double()
     start = copy.deepcopy(model).requires_grad_(False)
-    still = start.backbone(batch).flatten(0, 1)[batch.target[:, 0]].repeat(2, 1)
+    still = backbone(start.flow_lm, batch).flatten(0, 1)[batch.target[:, 0]].repeat(2, 1)
 
     def distillation(head, z, x, e, s, t):
         """As LSD's, but with the target's network and condition where the differences start from, and without autograd."""
@@ -296,6 +299,70 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
                 p += 1e-5 * d
         slope = (losses[0] - losses[1]) / 2e-5
         torch.testing.assert_close(sum((g * d).sum() for g, d in zip(gradient, direction)), slope, rtol=1e-5, atol=1e-8)
+
+
+def z64(lm: torch.nn.Module, rows: Utterances, row: int, prompt: torch.Tensor | None) -> torch.Tensor:
+    """[T + 1, D] of one utterance by the wheel's stateless path in float64: with its text and a prompt, or with neither."""
+    parts = [lm.bos_before_voice[0]]
+    if prompt is not None:
+        parts += [prompt @ lm.speaker_proj_weight.T, lm.conditioner.embed(torch.from_numpy(rows.row_tokens(rows.epoch(1), row)))]
+    latents = (rows.latents.table[rows.first[row] :][: rows.frames[row]].double() - lm.emb_mean) / lm.emb_std
+    x = torch.cat([*parts, lm.input_linear(torch.cat([lm.bos_emb[None], latents]))])
+    return lm.out_norm(lm.transformer(x[None], None))[0, -len(latents) - 1 :]
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_a_student_regresses_on_its_teachers_guided_output(flow_lm, weight):
+    """Loss and gradients against float64, row by row: 2 |z - (z_null + w (z_T - z_null))|^2, the mean over dimensions and over
+    frames and ends; the parts of a batch add up to it, rounded up or not; head and teacher have no gradient."""
+    rows = make_rows([(9, 5), (31, 20), (17, 3)], Draws(nfc_share=0.5, per_frame=0, distill_per_frame=0))
+    rows.null = weight != 1
+    teacher = copy.deepcopy(flow_lm)
+    with torch.no_grad():
+        for p in (*teacher.transformer.parameters(), teacher.conditioner.embed.weight):
+            p.add_(torch.randn_like(p) * 0.1)
+    set_trainable(flow_lm, "full", True, None, 0.0)
+    student = Student(flow_lm, teacher.requires_grad_(False), weight)
+    batch, noise = whole_batch(rows)
+    assert noise.numel() == 0
+    loss = student(batch, noise, 0.0)["loss"]
+    names, parameters = zip(*((n, p) for n, p in flow_lm.named_parameters() if p.requires_grad))
+    assert not any(n.startswith(("flow_net.", "out_eos.")) for n in names)
+    found = torch.autograd.grad(loss, parameters)
+
+    own, taught, epoch = copy.deepcopy(flow_lm).double(), copy.deepcopy(teacher).double(), rows.epoch(1)
+    total = 0.0
+    for row in range(3):
+        prompt = rows.latents.table[epoch.prompt_first[row] :][: epoch.prompt_frames[row]].double()
+        z_null = z64(taught, rows, row, None)
+        target = z_null + weight * (z64(taught, rows, row, prompt) - z_null)
+        total = total + (z64(own, rows, row, prompt) - target).square().mean(-1).sum()
+    reference = 2 * total / (rows.frames.sum() + 3)
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    wanted = dict(own.named_parameters())
+    for name, gradient, expected in zip(names, found, torch.autograd.grad(reference, [wanted[n] for n in names])):
+        assert relative(gradient, expected) < 1e-3, name
+    for parts, options in ((3, {}), (2, {"size": 3, "bits": 3}), (5, {})):
+        some = [student(rows.batch(np.arange(3), epoch, part, parts, **options), noise, 0.0)["loss"] for part in range(parts)]
+        torch.testing.assert_close(sum(some), loss, rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_that_is_its_unguided_teacher_has_no_loss(flow_lm):
+    rows = make_rows([(9, 5), (31, 20)], Draws(per_frame=0, distill_per_frame=0))
+    assert Student(flow_lm, copy.deepcopy(flow_lm), 1.0)(*whole_batch(rows), 0.0)["loss"].item() == 0
+
+
+def test_a_shallow_student_has_its_teachers_lowest_and_highest_layers(tiny_base):
+    config = load_config(str(tiny_base))
+    teacher, shape = config.model_copy(deep=True), config.model_copy(deep=True)
+    teacher.flow_lm.transformer.num_layers, shape.flow_lm.transformer.num_layers = 6, 3
+    weights = {f"flow_lm.{name}": tensor for name, tensor in build_flow_lm(teacher, None).state_dict().items()}
+    found_config, found = student_of(shape, teacher, weights)
+    student = build_flow_lm(found_config, found)
+    for layer, source in zip(student.transformer.layers, (0, 1, 5)):
+        assert torch.equal(layer.linear1.weight, weights[f"flow_lm.transformer.layers.{source}.linear1.weight"])
+    with pytest.raises(UserError, match="has 3 layers"):
+        student_of(teacher, shape, weights)
 
 
 def test_bf16_loss_is_the_fp32_loss_within_two_percent(flow_lm):
@@ -353,9 +420,9 @@ def test_guided_positions_see_only_the_text_near_them(flow_lm):
     assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] and mask[audio, text][20].nonzero().flatten().tolist() == [9]
     causal = torch.ones(63, 63, dtype=torch.bool).tril()
     assert torch.equal(mask[:42], causal[:42]) and torch.equal(mask[audio, audio], causal[audio, audio])
-    model, plain = TrainableTTS(flow_lm), TrainableTTS(flow_lm).backbone(whole_batch(rows)[0])
-    torch.testing.assert_close(model.backbone(whole_batch(rows, window=1e6)[0]), plain, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(model.backbone(batch), plain, atol=1e-3)
+    model, plain = TrainableTTS(flow_lm), backbone(flow_lm, whole_batch(rows)[0])
+    torch.testing.assert_close(backbone(model.flow_lm, whole_batch(rows, window=1e6)[0]), plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(backbone(model.flow_lm, batch), plain, atol=1e-3)
 
 
 def test_distillation_can_leave_the_transformer_alone(flow_lm):
