@@ -213,14 +213,14 @@ def listing(files: dict[str, Path], under: str, recursive: bool) -> list[dict]:
 # --- what it serves ---------------------------------------------------------------------------------------------------
 
 
-def release_config() -> Config:
-    """The wheel's `english`: 109.5M parameters, 4,000 pieces."""
-    return Config(**yaml.safe_load((CONFIGS_DIR / "english.yaml").read_text(encoding="utf-8")))
+def release_config(name: str = "english") -> Config:
+    """One of the wheel's own; `english` has 109.5M parameters, 4,000 pieces."""
+    return Config(**yaml.safe_load((CONFIGS_DIR / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, config: Config | None = None) -> None:
-    """`english`, or `config`, in the release's layout with random weights: languages/english/{model.safetensors,tokenizer.json}."""
-    target = folder / "languages" / "english"
+def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, config: Config | None = None, name: str = "english") -> None:
+    """A language, of its own config or `config`, as released, with random weights: languages/NAME/{model.safetensors,tokenizer.json}."""
+    target = folder / "languages" / name
     target.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -231,7 +231,7 @@ def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, conf
     tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=4000, special_tokens=["<unk>"], initial_alphabet=[chr(c) for c in range(33, 127)], show_progress=False))
     assert tokenizer.get_vocab_size() == 4000
     tokenizer.save(str(target / "tokenizer.json"))
-    config = (config or release_config()).model_copy(deep=True)
+    config = (config or release_config(name)).model_copy(deep=True)
     config.flow_lm.lookup_table.tokenizer_path = str(target / "tokenizer.json")
     torch.manual_seed(0)
     flow_lm, mimi = build_flow_lm(config, None), build_mimi(config.mimi)

@@ -1,13 +1,17 @@
 """A student from its teacher's run to a bundle of its own, and the judge that chooses checkpoints."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TRAIN, digest, fails, run
+from conftest import ROOT, TRAIN, digest, fails, run
 from safetensors.torch import load_file
+
+sys.path.append(str(ROOT / "measure"))
+from rehearse_teacher import rehearse
 
 from pocket_arabic.base import decode_latents, load_config, load_mimi, load_weights
 from pocket_arabic.evaluation import Judge
@@ -50,6 +54,14 @@ def test_a_student_learns_stops_continues_and_speaks(finished_run, shallow, cach
     assert len(same) > 20 and all(torch.equal(found[n], taught[n]) for n in same)
     result = run("generate_sample.py", "--model", whole, "--text", "هَلْ أَنْتَ بِخَيْرٍ؟", "--out", tmp_path / "a.wav", "--guidance", 1.5)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_released_teacher_and_student_from_the_hub(tmp_path):
+    """english_2026-04_24l and english from a stand-in for the hub, with all their layers and narrow ones: prepare, teach, distil, speak."""
+    found = rehearse(tmp_path, width=32, rows=8, steps=2, batch=2)
+    teacher, student = (load_file(tmp_path / "runs" / name / "bundle" / "model.safetensors") for name in ("teacher", "student"))
+    depth = [1 + max(int(n.split(".")[3]) for n in state if n.startswith("flow_lm.transformer.layers.")) for state in (teacher, student)]
+    assert depth == [24, 6] and found["speak"]["sec_of_speech"] > 0.3
 
 
 def test_what_does_not_go_with_a_teacher(finished_run, shallow, tiny_base, cache, tmp_path):

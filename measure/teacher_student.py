@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""What guidance and students are worth on the embedded corpus: the adapted base, alone and guided; a student of its depth and a
+shallow one that learnt its guided output; and as shallow a model trained plainly for the same CPU time.
+
+Reads   data/demo, and an adapted base of each seed, RUNS/base-SEED (make demo's recipe with --seed SEED --out RUNS/base-SEED).
+Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU seconds, and the commands.
+
+    python measure/teacher_student.py --scorer "python recogniser.py --list"
+
+The same command again continues.
+"""
+
+import argparse
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from pocket_arabic.audio import write_wav  # noqa: E402
+from pocket_arabic.base import load_config, load_weights, student_of  # noqa: E402
+from pocket_arabic.cache import Cache  # noqa: E402
+from pocket_arabic.checkpoint import find_bundle  # noqa: E402
+from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
+from pocket_arabic.speech import Request, load_bundle, speak_batch, voice_state  # noqa: E402
+
+LAYERS = 3  # of the shallow models; the nano base has five
+COMMON = "--data data/demo --batch-size 16 --optimizer muon --schedule cosine --warmup-steps 40 --epochs 1000 --sample-every 0 --eval-every 150"
+PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2 --distill-head-only"  # as in make demo, from layers that read already
+
+
+def shallow_base(folder: Path, teacher: Path | None) -> Path:
+    """The nano base with LAYERS layers: its shape alone, or with weights, the lowest and highest layers of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = yaml.safe_load((ROOT / "demo" / "base.yaml").read_text(encoding="utf-8"))
+    config["flow_lm"]["transformer"]["num_layers"] = LAYERS
+    config["flow_lm"]["lookup_table"]["tokenizer_path"] = str(ROOT / "demo" / "tokenizer.json")
+    config["mimi"]["weights_path"] = str(ROOT / "demo" / "codec.safetensors")
+    config["weights_path"] = "flow_lm.safetensors"
+    if teacher:
+        theirs = load_config(str(find_bundle(teacher) / "arabic.yaml"), bundled=True)
+        shape = theirs.model_copy(deep=True)
+        shape.flow_lm.transformer.num_layers = LAYERS
+        weights = student_of(shape, theirs, load_weights(theirs))[1]
+        save_file({name: tensor for name, tensor in weights.items() if name.startswith("flow_lm.")}, folder / "flow_lm.safetensors")
+    else:
+        del config["weights_path"]
+    (folder / "base.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder / "base.yaml"
+
+
+def train(out: Path, flags: str) -> dict:
+    """A run of train.py, if it is not there yet, with its CPU seconds."""
+    result = out / "result.json"
+    if not result.exists():
+        line = ["train.py", *shlex.split(COMMON), *shlex.split(flags), "--out", str(out)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        steps = [r for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "train"]
+        write_json(result, {
+            "command": shlex.join(["python", *line]),
+            "cpu_sec": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+            "steps": steps[-1]["step"],
+            "step_sec": round(statistics.median(r["step_sec"] for r in steps), 3),
+            "memory_gib": steps[-1]["memory_gib"],
+        })  # fmt: skip
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
+    """Errors in the test split's sentences as a run speaks them."""
+    folder = run / f"heard_{guidance:g}"
+    folder.mkdir(exist_ok=True)
+    bundle = find_bundle(run)
+    model, cache = load_bundle(bundle, guidance=guidance), Cache(ROOT / "data" / "demo")
+    voice, rows, pairs = voice_state(model, bundle / "voice.wav"), cache.split("test"), []
+    every = speak_batch(model, [Request(row["text_model"], voice, seed) for row in rows])
+    for row, spoken in zip(rows, every):
+        write_wav(folder / f"{row['id']}.wav", spoken.audio, model.sample_rate)
+        pairs.append({"wav": str(folder / f"{row['id']}.wav"), "text": row["text"]})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs), encoding="utf-8")
+    out = subprocess.run([*shlex.split(scorer), str(folder / "pairs.jsonl")], capture_output=True, text=True, check=True).stdout
+    found = json.loads(out.splitlines()[-1])
+    return {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(s.ended for s in every)}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", type=Path, default=Path("runs"))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="of guidance")
+    p.add_argument("--steps", type=int, default=600, help="of a student")
+    p.add_argument("--lr", type=float, default=1e-3, help="of a student")
+    p.add_argument("--plain-steps", type=int, default=300, help="of the plain model, which take the CPU time of the shallow student's")
+    p.add_argument("--scorer", required=True, help="command that scores a file of {wav, text} lines")
+    p.add_argument("--out", type=Path, default=ROOT / "samples" / "teacher_student.json")
+    args = p.parse_args()
+    use_all_cores()
+    rows = []
+
+    def note(name: str, run: Path, seed: int, guidance: float = 1.0, **more: object) -> None:
+        rows.append({"model": name, "seed": seed, "guidance": guidance, **heard(run, guidance, seed, args.scorer), **more})
+        print(json.dumps(rows[-1]), flush=True)
+
+    for seed in args.seeds:
+        for weight in args.weights:
+            note("adapted base" if weight == 1 else "adapted base, guided", args.runs / f"base-{seed}", seed, weight)
+    guided = {weight: statistics.mean(r["cer_no_marks_mean"] for r in rows if r["guidance"] == weight) for weight in args.weights if weight != 1}
+    best = min(guided, key=guided.get)
+    for seed in args.seeds:
+        base = args.runs / f"base-{seed}"
+        flags = f"--teacher {base} --guidance {best:g} --lr {args.lr:g} --max-steps {args.steps} --seed {seed}"
+        same = train(args.runs / f"same-{seed}", flags)
+        note("student, five layers", args.runs / f"same-{seed}", seed, **same)
+        shape = shallow_base(args.runs / "shape", None)
+        note("student, three layers", args.runs / f"shallow-{seed}", seed, **train(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"))
+        start = shallow_base(args.runs / f"start-{seed}", base)
+        plain = train(args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}")
+        note("plain, three layers", args.runs / f"plain-{seed}", seed, **plain)
+    write_json(args.out, {"command": shlex.join(["python", "measure/teacher_student.py", *sys.argv[1:]]), "guidance": best, "rows": rows, **provenance()})
+
+
+if __name__ == "__main__":
+    command(main)
