@@ -76,9 +76,11 @@ def train(out: Path, flags: str) -> dict:
 
 
 def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
-    """Errors in the test split's sentences as a run speaks them."""
+    """Errors in the test split's sentences as a run speaks them, unless they are known already."""
     folder = run / f"heard_{guidance:g}"
     folder.mkdir(exist_ok=True)
+    if (folder / "heard.json").exists():
+        return json.loads((folder / "heard.json").read_text(encoding="utf-8"))
     bundle = find_bundle(run)
     model, cache = load_bundle(bundle, guidance=guidance), Cache(ROOT / "data" / "demo")
     voice, rows, pairs = voice_state(model, bundle / "voice.wav"), cache.split("test"), []
@@ -89,14 +91,16 @@ def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs), encoding="utf-8")
     out = subprocess.run([*shlex.split(scorer), str(folder / "pairs.jsonl")], capture_output=True, text=True, check=True).stdout
     found = json.loads(out.splitlines()[-1])
-    return {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(s.ended for s in every)}
+    found = {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(s.ended for s in every)}
+    write_json(folder / "heard.json", found)
+    return found
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", type=Path, default=Path("runs"))
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="of guidance")
+    p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0], help="of guidance")
     p.add_argument("--steps", type=int, default=600, help="of a student")
     p.add_argument("--lr", type=float, default=1e-3, help="of a student")
     p.add_argument("--plain-steps", type=int, default=300, help="of the plain model, which take the CPU time of the shallow student's")

@@ -29,6 +29,7 @@ EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise,
 DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share (kyutai-labs/pocket-tts training): 9 % faster
 PROMPT_SEC = (2.5, 10.0)  # a voice prompt's shortest crop and longest length
 CROP_SHARE = 0.3  # of prompts are cropped (kyutai-labs/pocket-tts, `small_voices_finetune`)
+CUT_SHARE, CUT_SEC = 0.3, 0.5  # of prompts lose up to so much at one end, in mid-word, as people cut them (kyutai-labs/pocket-tts#311)
 RESIDENT_BYTES = 2 * 2**30  # of latents kept on the device, 370 h of speech; a step of a larger corpus reads its own, some 2 MB
 
 
@@ -224,13 +225,17 @@ class Utterances:
     def epoch(self, number: int) -> Epoch:
         """The choices of one epoch. A prompt is never cut from the target itself, which would leak it."""
         rng = np.random.default_rng([ROW, self.draws.seed, number])
-        pick, text_kept, voice_kept, crop, length, place = rng.random((6, len(self)))
+        pick, text_kept, voice_kept, crop, length, place, cut, lost = rng.random((8, len(self)))
         has_own = self.own >= 0
         other = (pick * (self.pool_size[self.speaker] - has_own)).astype(np.int64)
         other += self.pool_start[self.speaker] + (has_own & (other >= self.own))
         frames, shortest = self.pool_frames[other], int(PROMPT_SEC[0] * self.frame_rate)
         size = np.where((crop < CROP_SHARE) & (frames > shortest), shortest + (length * (frames - shortest + 1)).astype(np.int64), frames)
         first = self.pool_first[other] + (place * (frames - size + 1)).astype(np.int64)
+        if number != EVAL_EPOCH:
+            gone = np.where(cut < CUT_SHARE, (lost * (CUT_SEC * self.frame_rate + 1)).astype(np.int64), 0)
+            gone = np.minimum(gone, size // 2)
+            first, size = first + gone * (cut < CUT_SHARE / 2), size - gone
         dropout = (0.0, 0.0) if number == EVAL_EPOCH else (self.draws.text_dropout, self.draws.voice_dropout)
         return Epoch(number, text_kept >= dropout[0], first, np.where(voice_kept >= dropout[1], size, 0))
 

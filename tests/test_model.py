@@ -229,8 +229,8 @@ def test_rows_are_pure_functions_of_their_seed():
 
 
 def test_shares_and_prompts_of_an_epoch():
-    """Text and voice go as often as asked; prompts are another utterance's own frames, 2.5 to 10 s, three in ten cropped; never
-    the target's, whichever place it has among its speaker's."""
+    """Text and voice go as often as asked; prompts are another utterance's own frames, 2.5 to 10 s, three in ten cropped and, in
+    training, three in ten shorter by up to 0.5 s at one end; never the target's, whichever place it has among its speaker's."""
     rows = make_rows([(9, 5)] * 2000, Draws(text_dropout=0.2, voice_dropout=0.5), prompts=(40, 200))
     epoch = rows.epoch(1)
     assert abs(epoch.keep_text.mean() - 0.8) < 0.03 and abs((epoch.prompt_frames > 0).mean() - 0.5) < 0.03
@@ -240,6 +240,12 @@ def test_shares_and_prompts_of_an_epoch():
     whole = rows.pool_frames[source]
     assert (plain.prompt_first + plain.prompt_frames <= rows.pool_first[source] + whole).all()
     assert abs((plain.prompt_frames < whole).mean() - 0.3) < 0.04
+    first, size = epoch.prompt_first[epoch.prompt_frames > 0], epoch.prompt_frames[epoch.prompt_frames > 0]
+    source = np.searchsorted(rows.pool_first, first, "right") - 1
+    before, after = first - rows.pool_first[source], rows.pool_first[source] + rows.pool_frames[source] - first - size
+    assert (before >= 0).all() and (after >= 0).all()
+    at_an_end = (np.minimum(before, after) == 0) & (np.maximum(before, after) > 0) & (np.maximum(before, after) <= 6)
+    assert abs(at_an_end.mean() - 0.7 * 0.26) < 0.04  # of those not cropped at random, 6 in 7 of which lose a frame or more
     rows.own = np.arange(len(rows)) % len(rows.pool_first)  # as if they were the training utterances
     source = np.searchsorted(rows.pool_first, rows.epoch(0).prompt_first, "right") - 1
     assert (source != rows.own).all() and len(set(source)) > 1000 and {source.min(), source.max()} == {0, 1999}
