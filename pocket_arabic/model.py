@@ -18,9 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from pocket_arabic.batch import frequencies
 from pocket_arabic.rows import AUDIO_START, PROMPT, TEXT, Batch, Draws
 
-# On a CPU fused attention and its gradient take 1.2 to 1.4 (fp32) or 1.5 to 2.3 times (bf16) as long as plain products. On a GPU
 # cuDNN's is left out: its bf16 gradient gave NaN at a large batch (kyutai-labs/pocket-tts training).
-ATTENTION = {"cpu": [SDPBackend.MATH], "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]}
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# On a CPU fused attention and its gradient take 1.2 to 1.4 (fp32) or 1.5 to 2.3 times (bf16) as long as plain products; without a
+# gradient, in an evaluation or a teacher, they take three quarters of their time.
+PLAIN = [SDPBackend.MATH]
 
 
 class LSD(nn.Module):
@@ -137,7 +139,7 @@ def backbone(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> 
         mask = torch.zeros((), dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))
     # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a step.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    with sdpa_kernel(ATTENTION[z.device.type]):
+    with sdpa_kernel(PLAIN if z.device.type == "cpu" and torch.is_grad_enabled() else FUSED):
         forward = layer if torch.is_grad_enabled() else layer_forward
         for block in lm.transformer.layers:
             z = forward(block, z, *angles, mask)

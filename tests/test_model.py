@@ -355,7 +355,7 @@ def test_a_student_regresses_on_its_teachers_guided_output(flow_lm, weight):
 
 def test_a_student_that_is_its_unguided_teacher_has_no_loss(flow_lm):
     rows = make_rows([(9, 5), (31, 20)], Draws(per_frame=0, distill_per_frame=0))
-    assert Student(flow_lm, copy.deepcopy(flow_lm), 1.0)(*whole_batch(rows), 0.0)["loss"].item() == 0
+    assert Student(flow_lm, copy.deepcopy(flow_lm), 1.0)(*whole_batch(rows), 0.0)["loss"].item() < 1e-11  # two kernels of attention
 
 
 def test_a_shallow_student_has_its_teachers_lowest_and_highest_layers(tiny_base):
