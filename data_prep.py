@@ -43,13 +43,12 @@ from accelerate import PartialState
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from pocket_arabic import __version__
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, clipped_share, decode, level_db, mono, read_audio, resample, trimmed
 from pocket_arabic.base import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
 from pocket_arabic.cache import CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
-from pocket_arabic.run import UserError, command, use_all_cores, write_json
+from pocket_arabic.run import Parser, UserError, command, filled, location, real, use_all_cores, whole, write_json
 
 matplotlib.use("Agg")
 
@@ -62,47 +61,57 @@ REASONS = 12  # and reasons of rejects
 FAR = 1.6
 
 
-def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--version", action="version", version=__version__)
+def build_parser() -> Parser:
+    p = Parser(__doc__)
     g = p.add_argument_group("what")
-    g.add_argument("--corpus", default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo")
-    g.add_argument("--base", help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
-    g.add_argument("--out", type=Path, help="the cache's folder; default data/NAME after the corpus")
-    g.add_argument("--limit", type=int, help="use only the first N utterances of each split")
+    g.add_argument("--corpus", type=filled, default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo")
+    g.add_argument("--base", type=filled, help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
+    g.add_argument("--out", type=location, help="the cache's folder; default data/NAME after the corpus")
+    g.add_argument("--limit", type=whole(1), help="use only the first N utterances of each split")
     g = p.add_argument_group("a dataset of the hub, or a folder's header")
-    g.add_argument("--revision", help="branch, tag or commit; default the newest, whose commit is recorded")
-    g.add_argument("--text-column", default="text", help="the transcript; default %(default)s")
-    g.add_argument("--audio-column", default="audio", help="an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the files, default file_name")
-    g.add_argument("--speaker-column", help="the speaker's name; default one speaker, or a folder's column speaker")
+    g.add_argument("--revision", type=filled, help="branch, tag or commit; default the newest, whose commit is recorded")
+    g.add_argument("--text-column", type=filled, default="text", help="the transcript; default %(default)s")
+    g.add_argument(
+        "--audio-column",
+        type=filled,
+        default="audio",
+        help="an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the files, default file_name",
+    )
+    g.add_argument("--speaker-column", type=filled, help="the speaker's name; default one speaker, or a folder's column speaker")
     g.add_argument("--split-map", default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()), help="the dataset's splits and what they are here: train, valid or test")
     g = p.add_argument_group("text")
     g.add_argument("--romanized", action="store_true", help="the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is")
     g.add_argument("--phonemes", choices=("espeak",), help="IPA instead of Buckwalter: for a base whose tokenizer cannot take Buckwalter; stock tools then read IPA only")
     g.add_argument("--substitute", default="", help="Buckwalter symbols the tokenizer does not know and what to write for them: '{=W,|=X'; bundles carry the table")
-    g.add_argument("--letters-per-sec", type=float, nargs=2, default=(2.0, 25.0), metavar=("MIN", "MAX"), help="reject what is read slower or faster: text of another clip")
+    g.add_argument("--letters-per-sec", type=real(0, 1000), nargs=2, default=(2.0, 25.0), metavar=("MIN", "MAX"), help="reject what is read slower or faster: text of another clip")
     g = p.add_argument_group("audio")
-    g.add_argument("--min-sec", type=float, default=1.0, help="reject shorter utterances, in seconds after trimming")
-    g.add_argument("--max-sec", type=float, default=20.0, help="reject longer utterances, in seconds after trimming")
+    g.add_argument("--min-sec", type=real(0.05, 3600), default=1.0, help="reject shorter utterances, in seconds after trimming")
+    g.add_argument("--max-sec", type=real(0.05, 3600), default=20.0, help="reject longer utterances, in seconds after trimming")
     g.add_argument("--trim", action=argparse.BooleanOptionalAction, default=True, help="cut silence from both ends, keeping --head-sec and --tail-sec of it")
-    g.add_argument("--floor-db", type=float, default=40.0, help="silence is this far below the loudest 20 ms, in dB")
-    g.add_argument("--head-sec", type=float, default=0.1, help="silence kept before the first word")
+    g.add_argument("--floor-db", type=real(1, 200), default=40.0, help="silence is this far below the loudest 20 ms, in dB")
+    g.add_argument("--head-sec", type=real(0, 60), default=0.1, help="silence kept before the first word")
     g.add_argument(
         "--tail-sec",
-        type=float,
+        type=real(0, 60),
         default=0.6,
         help="silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 %% (kyutai-labs/pocket-tts#306)",
     )
-    g.add_argument("--min-level-db", type=float, default=-45.0, help="reject quieter speech: root mean square after trimming, in dB of full scale")
-    g.add_argument("--max-clipped", type=float, default=1e-3, help="reject a larger share of samples in flat tops")
+    g.add_argument("--min-level-db", type=real(-200, 0), default=-45.0, help="reject quieter speech: root mean square after trimming, in dB of full scale")
+    g.add_argument("--max-clipped", type=real(0, 1), default=1e-3, help="reject a larger share of samples in flat tops")
     g = p.add_argument_group("codes")
-    g.add_argument("--codes", type=int, help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none")
-    g.add_argument("--codes-weights", help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)")
+    g.add_argument("--codes", type=whole(1, 32), help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none")
+    g.add_argument("--codes-weights", type=filled, help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)")
     g = p.add_argument_group("machine")
-    g.add_argument("--device", help="where the codec runs; default the GPU of the process, else cpu")
-    g.add_argument("--batch-sec", type=float, help="seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, where batches do not pay")
-    g.add_argument("--workers", type=int, default=2, help="threads that read, resample and trim while the codec encodes")
-    args = p.parse_args()
+    g.add_argument("--device", type=filled, help="where the codec runs; default the GPU of the process, else cpu")
+    g.add_argument(
+        "--batch-sec", type=real(0, 1e5), help="seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, where batches do not pay"
+    )
+    g.add_argument("--workers", type=whole(1, 256), default=2, help="threads that read, resample and trim while the codec encodes")
+    return p
+
+
+def parse_args() -> argparse.Namespace:
+    args = build_parser().parse_args()
     check_args(args)
     args.base = args.base or ("demo" if args.corpus == "demo" else "english")
     args.out = args.out or Path("data") / Path(args.corpus).resolve().name
@@ -110,14 +119,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    for name in ("limit", "workers", "codes", "batch_sec"):
-        value = getattr(args, name)
-        if value is not None and value < (0 if name == "batch_sec" else 1):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {0 if name == 'batch_sec' else 1}")
-    if args.codes and args.codes > 32:
-        raise UserError(f"--codes {args.codes}: Mimi has 32 codebooks")
-    if not 0 < args.min_sec < args.max_sec:
-        raise UserError(f"--min-sec {args.min_sec} --max-sec {args.max_sec}: the first must be positive and smaller")
+    if args.min_sec >= args.max_sec:
+        raise UserError(f"--min-sec {args.min_sec} --max-sec {args.max_sec}: the first must be smaller")
+    if args.letters_per_sec[0] >= args.letters_per_sec[1]:
+        raise UserError("--letters-per-sec {} {}: the first must be smaller".format(*args.letters_per_sec))
     if args.phonemes and args.romanized:
         raise UserError("--phonemes, --romanized: give one of them; phonemes are made from Arabic script")
     args.substitute = pairs(args.substitute, "--substitute")

@@ -40,13 +40,26 @@ import torch
 from pocket_tts import TTSModel
 from tqdm import tqdm
 
-from pocket_arabic import __version__
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, read_audio, write_wav
 from pocket_arabic.base import decode_latents, load_config, load_tokenizer, pieces
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle, push_bundle, sha256
-from pocket_arabic.run import ROOT, UserError, atomic_write, command, differences, provenance, use_all_cores, write_json
+from pocket_arabic.run import (
+    ROOT,
+    Parser,
+    UserError,
+    atomic_write,
+    command,
+    differences,
+    filled,
+    location,
+    provenance,
+    real,
+    use_all_cores,
+    whole,
+    write_json,
+)
 from pocket_arabic.speech import (
     EosWatch,
     Request,
@@ -67,43 +80,42 @@ STREAM_PAUSE_SEC = 0.2  # between chunks, on top of the model's own silence afte
 BARE_SHARE = 0.3  # warn above this share of letters without the mark they need; vocalised prose leaves out far fewer
 
 
-def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--version", action="version", version=__version__)
+def build_parser() -> Parser:
+    p = Parser(__doc__)
     g = p.add_argument_group("what")
     g.add_argument("stdin", nargs="?", choices=("-",), help="read the text from standard input")
-    g.add_argument("--text", help="vocalised Arabic")
-    g.add_argument("--text-file", type=Path, help="UTF-8 file, a text a line")
+    g.add_argument("--text", type=filled, help="vocalised Arabic")
+    g.add_argument("--text-file", type=location, help="UTF-8 file, a text a line")
     g.add_argument("--romanized", action="store_true", help="the text is Buckwalter, not Arabic script")
     g.add_argument("--numbers", action=argparse.BooleanOptionalAction, default=True, help="read digits as words")
     g.add_argument("--diacritize", action="store_true", help="restore the marks of letters that have none, with a small model that works offline; it errs on some 6 in 100 letters")
     g.add_argument("--pausal", action="store_true", help="drop final short vowels and tanween before a stop, as a reader of Classical Arabic does")
-    g.add_argument("--model", help="run or bundle folder, or OWNER/NAME on the hub")
-    g.add_argument("--push", metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
-    g.add_argument("--voice", type=Path, help="reference recording of the voice; default the bundle's voice.wav")
-    g.add_argument("--out", type=Path, help="wav file to write, default sample.wav; or a folder: one wav a line")
+    g.add_argument("--model", type=filled, help="run or bundle folder, or OWNER/NAME on the hub")
+    g.add_argument("--push", type=filled, metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
+    g.add_argument("--voice", type=location, help="reference recording of the voice; default the bundle's voice.wav")
+    g.add_argument("--out", type=location, help="wav file to write, default sample.wav; or a folder: one wav a line")
     g.add_argument("--stream", action="store_true", help="write the wav as it is spoken, playable at once; no second attempts then")
     g.add_argument("--plot", action="store_true", help="also draw a spectrogram, beside the wav")
     g.add_argument("--dry-run", action="store_true", help="show normalised Arabic, Buckwalter, tokens and chunks; speak nothing")
     g = p.add_argument_group("how")
-    g.add_argument("--seed", type=int, default=0, help="fixes the noise")
-    g.add_argument("--temperature", type=float, help="variance of the noise; default the bundle's")
-    g.add_argument("--guidance", type=float, default=1.0, metavar="W", help="follow text and voice W times as much as the model does by itself, at twice the work; 1 is off")
-    g.add_argument("--steps", type=int, default=1, help="LSD decoding steps a frame")
-    g.add_argument("--eos-threshold", type=float, help="logit above which an utterance ends; default the bundle's")
-    g.add_argument("--max-tokens", type=int, help="longest chunk of text, in tokens; default the longest text of training")
-    g.add_argument("--retries", type=int, default=2, help="more attempts at a chunk that misses its end or is silent")
+    g.add_argument("--seed", type=whole(0, 2**62), default=0, help="fixes the noise")
+    g.add_argument("--temperature", type=real(0, 10), help="variance of the noise; default the bundle's")
+    g.add_argument("--guidance", type=real(0, 100), default=1.0, metavar="W", help="follow text and voice W times as much as the model does by itself, at twice the work; 1 is off")
+    g.add_argument("--steps", type=whole(1, 1000), default=1, help="LSD decoding steps a frame")
+    g.add_argument("--eos-threshold", type=real(-1000, 1000), help="logit above which an utterance ends; default the bundle's")
+    g.add_argument("--max-tokens", type=whole(1, 10**6), help="longest chunk of text, in tokens; default the longest text of training")
+    g.add_argument("--retries", type=whole(0, 100), default=2, help="more attempts at a chunk that misses its end or is silent")
     g.add_argument(
         "--batch-size",
-        type=int,
+        type=whole(1, 4096),
         metavar="N",
         help="chunks spoken at once; default 64 on a GPU, 16 else. One takes some 30 MB in the released size, 5 MB in the embedded one",
     )
     g = p.add_argument_group("evaluation")
     g.add_argument("--evaluate", action="store_true", help="speak the test split of a cache and measure it, beside its recordings and the codec")
-    g.add_argument("--data", type=Path, default=Path("data/clartts"), help="the cache, made by data_prep.py; default data/clartts")
-    g.add_argument("--seeds", type=int, default=3, help="times each sentence is spoken, with --seed and those after it")
-    g.add_argument("--sentences", type=int, help="only the first so many")
+    g.add_argument("--data", type=location, default=Path("data/clartts"), help="the cache, made by data_prep.py; default data/clartts")
+    g.add_argument("--seeds", type=whole(1, 1000), default=3, help="times each sentence is spoken, with --seed and those after it")
+    g.add_argument("--sentences", type=whole(1, 10**6), help="only the first so many")
     g.add_argument(
         "--asr",
         action="append",
@@ -113,8 +125,12 @@ def parse_args() -> argparse.Namespace:
         help="recogniser whose errors are counted, may be repeated: OWNER/NAME of the hub, for transformers, as openai/whisper-large-v3; "
         'or "program:COMMAND", which reads a file of {"wav"} lines and prints {"hyp"} lines',
     )
-    g.add_argument("--speaker-model", metavar="NAME", help="x-vector model of the hub that compares voices, as microsoft/wavlm-base-plus-sv")
-    args = p.parse_args()
+    g.add_argument("--speaker-model", type=filled, metavar="NAME", help="x-vector model of the hub that compares voices, as microsoft/wavlm-base-plus-sv")
+    return p
+
+
+def parse_args() -> argparse.Namespace:
+    args = build_parser().parse_args()
     args.out = args.out or Path("runs/evaluation" if args.evaluate else "sample.wav")
     check_args(args)
     return args
@@ -133,21 +149,6 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} {what}; give no text with it")
     if len(sources) != 1 and not args.push and not args.evaluate:
         raise UserError(f"{'no text' if not sources else 'more than one text'}; give one of --text, --text-file and -")
-    for name, least, most in (
-        ("steps", 1, 1000),
-        ("max_tokens", 1, 10**6),
-        ("temperature", 0, 10),
-        ("guidance", 0, 100),
-        ("retries", 0, 100),
-        ("seed", 0, 2**62),
-        ("eos_threshold", -1000, 1000),
-        ("seeds", 1, 1000),
-        ("sentences", 1, 10**6),
-        ("batch_size", 1, 4096),
-    ):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be from {least} to {most}")
     if args.romanized and args.diacritize:
         raise UserError("--diacritize restores the marks of Arabic script; leave --romanized out")
     if args.voice and not args.voice.is_file():

@@ -41,7 +41,6 @@ from pocket_tts.models.mimi import MimiModel
 from pocket_tts.utils.config import Config
 from safetensors.torch import load_file
 
-from pocket_arabic import __version__
 from pocket_arabic.adapt import CHOICES, build_optimizers, freezes_head, merged, set_trainable
 from pocket_arabic.audio import write_wav
 from pocket_arabic.base import (
@@ -90,15 +89,20 @@ from pocket_arabic.rows import (
 from pocket_arabic.run import (
     Clock,
     Pace,
+    Parser,
     RunFolder,
     StopSignal,
     UserError,
     append_jsonl,
     atomic_write,
     command,
+    filled,
+    location,
     provenance,
     read_jsonl,
+    real,
     use_all_cores,
+    whole,
 )
 from pocket_arabic.speech import Request, speak_batch, voice_state
 from pocket_arabic.step import Launched, NormCheck, Replayed
@@ -121,13 +125,12 @@ JUDGE_SHARE = 0.1  # of a run's time goes into speaking for the choice of the ch
 LENGTHS = {"epochs", "max_steps", "max_hours"}  # but a cosine is a function of its end
 
 
-def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--version", action="version", version=__version__)
+def build_parser() -> Parser:
+    p = Parser(__doc__)
     g = p.add_argument_group("what")
-    g.add_argument("--data", type=Path, required=True, help="cache made by data_prep.py")
-    g.add_argument("--base", help="demo, a language (english), or a CONFIG.yaml; default the cache's own")
-    g.add_argument("--out", type=Path, help="the run's folder; default runs/NAME after the cache")
+    g.add_argument("--data", type=location, required=True, help="cache made by data_prep.py")
+    g.add_argument("--base", type=filled, help="demo, a language (english), or a CONFIG.yaml; default the cache's own")
+    g.add_argument("--out", type=location, help="the run's folder; default runs/NAME after the cache")
     g.add_argument(
         "--init",
         choices=("base", "scratch", "teacher"),
@@ -135,56 +138,57 @@ def parse_args() -> argparse.Namespace:
     )
     g.add_argument(
         "--teacher",
+        type=filled,
         metavar="MODEL",
         help="run, bundle or base of the same widths whose guided output the model learns, in place of the corpus's frames; the head is the teacher's and stays",
     )
-    g.add_argument("--guidance", type=float, metavar="W", help="how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off")
+    g.add_argument("--guidance", type=real(0, 100), metavar="W", help="how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off")
     g.add_argument("--tune", default="full", help=f"what trains: {CHOICES}")
     g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help="keep flow_net and out_eos; default with lora, always with text")
-    g.add_argument("--lora-alpha", type=float, help="the adapters are scaled by alpha / rank; default twice the rank")
-    g.add_argument("--lora-dropout", type=float, default=0.0, help="of the adapters' input")
+    g.add_argument("--lora-alpha", type=real(1e-3, 1e6), help="the adapters are scaled by alpha / rank; default twice the rank")
+    g.add_argument("--lora-dropout", type=real(0, 0.9), default=0.0, help="of the adapters' input")
     g.add_argument("--tokenizer", choices=("base", "fresh"), default="base", help="fresh: a BPE over this corpus's romanised text, with a text embedding that starts anew")
-    g.add_argument("--pieces", type=int, default=1000, help="size of a fresh tokenizer")
-    g.add_argument("--subset", type=int, help="sanity run: train and evaluate on the first N utterances, which must be overfitted")
+    g.add_argument("--pieces", type=whole(1, 10**6), default=1000, help="size of a fresh tokenizer")
+    g.add_argument("--subset", type=whole(1), help="sanity run: train and evaluate on the first N utterances, which must be overfitted")
     g = p.add_argument_group("how long (the first limit reached ends the run)")
-    g.add_argument("--epochs", type=int, default=20, help="passes over the training split")
-    g.add_argument("--max-steps", type=int, help="optimiser steps")
-    g.add_argument("--max-hours", type=float, help="hours of wall clock, over all continuations")
-    g.add_argument("--patience", type=int, help="evaluations in a row without a new best; 12 h of speech turn after 1,000 to 3,000 steps of 64 utterances")
+    g.add_argument("--epochs", type=whole(1, 10**6), default=20, help="passes over the training split")
+    g.add_argument("--max-steps", type=whole(1), help="optimiser steps")
+    g.add_argument("--max-hours", type=real(1e-6, 1e5), help="hours of wall clock, over all continuations")
+    g.add_argument("--patience", type=whole(1), help="evaluations in a row without a new best; 12 h of speech turn after 1,000 to 3,000 steps of 64 utterances")
     g = p.add_argument_group("recipe")
-    g.add_argument("--batch-size", type=int, default=64, help="utterances at a time, in each process")
-    g.add_argument("--grad-accum", type=int, default=1, help="such batches a step")
+    g.add_argument("--batch-size", type=whole(1, 10**5), default=64, help="utterances at a time, in each process")
+    g.add_argument("--grad-accum", type=whole(1, 10**5), default=1, help="such batches a step")
     g.add_argument(
         "--lr",
-        type=float,
+        type=real(1e-9, 1),
         help="largest AdamW learning rate; default 2e-4, upstream's for a new language, and 4e-5 with --teacher, also for a new voice of a known language; 1e-3 for a nano model",
     )
     g.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for the hidden matrices; a small model trained for minutes learns faster with it")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step or the end of --max-hours")
-    g.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
-    g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW weight decay")
-    g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
-    g.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights, which are evaluated and exported")
-    g.add_argument("--draws", type=int, default=4, help="noise and time draws per audio frame; 1 never reaches good quality upstream")
-    g.add_argument("--distill-draws", type=int, default=4, help="the same for the distillation term, whose draws cost three times as much")
+    g.add_argument("--warmup-steps", type=whole(0), default=500, help="steps of linear warm-up")
+    g.add_argument("--weight-decay", type=real(0, 10), default=0.1, help="AdamW weight decay")
+    g.add_argument("--clip", type=real(1e-6, 1e6), default=1.0, help="largest gradient norm")
+    g.add_argument("--ema", type=real(0, 0.999999), default=0.999, help="decay a step of the averaged weights, which are evaluated and exported")
+    g.add_argument("--draws", type=whole(1, 256), default=4, help="noise and time draws per audio frame; 1 never reaches good quality upstream")
+    g.add_argument("--distill-draws", type=whole(1, 256), default=4, help="the same for the distillation term, whose draws cost three times as much")
     g.add_argument(
         "--distill-head-only",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="no gradient of the distillation term to the transformer; with few frames a step its noise drowns what the text has to teach",
     )
-    g.add_argument("--text-dropout", type=float, help="share of rows trained without their text; default 0.2, none with --teacher")
-    g.add_argument("--voice-dropout", type=float, help="share of rows trained without a voice prompt; default 0.5, none with --teacher")
-    g.add_argument("--mark-dropout", type=float, default=0.0, help="share of rows whose text loses marks: half of them all, half a random part")
-    g.add_argument("--stop-dropout", type=float, default=0.0, help="share of rows whose text loses its final punctuation")
-    g.add_argument("--nfc-share", type=float, default=0.1, help="share of rows whose shadda stands behind its vowel, Unicode's order, which stock tools pass on as it is")
+    g.add_argument("--text-dropout", type=real(0, 1), help="share of rows trained without their text; default 0.2, none with --teacher")
+    g.add_argument("--voice-dropout", type=real(0, 1), help="share of rows trained without a voice prompt; default 0.5, none with --teacher")
+    g.add_argument("--mark-dropout", type=real(0, 1), default=0.0, help="share of rows whose text loses marks: half of them all, half a random part")
+    g.add_argument("--stop-dropout", type=real(0, 1), default=0.0, help="share of rows whose text loses its final punctuation")
+    g.add_argument("--nfc-share", type=real(0, 1), default=0.1, help="share of rows whose shadda stands behind its vowel, Unicode's order, which stock tools pass on as it is")
     g.add_argument(
         "--guide-steps",
-        type=int,
+        type=whole(0),
         default=0,
         help="for so many steps a frame sees only the text expected near it, in a window that opens; a small model needs it to learn which letter is which; 0 is off",
     )
-    g.add_argument("--seed", type=int, default=0, help="fixes initial weights, order, prompts and noise")
+    g.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="fixes initial weights, order, prompts and noise")
     g = p.add_argument_group("machine")
     g.add_argument(
         "--compile",
@@ -194,19 +198,24 @@ def parse_args() -> argparse.Namespace:
     )
     g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
     g = p.add_argument_group("watching")
-    g.add_argument("--log-every", type=int, default=20, help="steps between printed lines; 0 is off")
+    g.add_argument("--log-every", type=whole(0), default=20, help="steps between printed lines; 0 is off")
     g.add_argument(
-        "--eval-every", type=int, default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
+        "--eval-every", type=whole(0), default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
     )
     g.add_argument(
         "--judge-sentences",
-        type=int,
+        type=whole(0, 10**5),
         default=16,
         help="held-out sentences spoken at an evaluation to choose the checkpoint, as often as takes no tenth of the time; 0: choose by the held-out error",
     )
-    g.add_argument("--sample-every", type=int, default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
-    g.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in")
-    g.add_argument("--keep", type=int, default=2, help="newest checkpoints kept, beside the best")
+    g.add_argument("--sample-every", type=whole(0), default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
+    g.add_argument("--wandb", type=filled, metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in")
+    g.add_argument("--keep", type=whole(1), default=2, help="newest checkpoints kept, beside the best")
+    return p
+
+
+def parse_args() -> argparse.Namespace:
+    p = build_parser()
     args = p.parse_args()
     check_student(args, p)
     for name, (plain, as_student) in DEFAULTS.items():
@@ -241,27 +250,12 @@ def default_precision() -> str:
 
 def check_args(args: argparse.Namespace) -> None:
     freezes_head(args.tune, args.freeze_head)
-    for name in ("epochs", "max_steps", "max_hours", "patience", "subset", "pieces", "batch_size", "grad_accum", "lr", "lora_alpha", "draws", "distill_draws", "keep"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16: needs a GPU, whose loss scaler it relies on; use bf16 or no")
     if args.precision == "fp16" and args.optimizer == "muon":
         raise UserError("--precision fp16: its loss scaler serves one optimiser; use bf16 or no with --optimizer muon")
     if args.patience and args.schedule == "cosine":
         raise UserError("--patience ends a run before a cosine has come down; use --schedule constant with it")
-    if args.judge_sentences < 0:
-        raise UserError(f"--judge-sentences {args.judge_sentences}: must not be negative")
-    if args.teacher and not 0 <= args.guidance <= 100:
-        raise UserError(f"--guidance {args.guidance}: must be from 0 to 100")
-    if args.guide_steps < 0:
-        raise UserError(f"--guide-steps {args.guide_steps}: must not be negative")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: must not be negative")
-    for name in ("text_dropout", "voice_dropout", "mark_dropout", "stop_dropout", "nfc_share", "lora_dropout"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a share from 0 to 1")
 
 
 # --- the loop's parts -------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class CacheWriter:
         for name, lines in (("manifest", rows), ("rejects", rejects)):
             with atomic_write(self.folder / f"{name}.jsonl") as tmp:
                 tmp.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        for leftover in self.folder.glob(".*.tmp*"):  # of a process killed while it wrote
+        for leftover in self.folder.glob(".tmp.*"):  # of a process killed while it wrote
             leftover.unlink()
         write_json(self.folder / "cache.json", {"format_version": FORMAT_VERSION, "options": self.options, **summary})
         shutil.rmtree(self.partial)

@@ -1,8 +1,11 @@
-"""Running a script: user errors, atomic files, threads, provenance, JSON lines."""
+"""Running a script: options and their ranges, user errors, atomic files, threads, provenance, JSON lines."""
 
+import argparse
 import errno
 import fcntl
+import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -14,32 +17,109 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from pocket_arabic import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
+TMP, COUNT = ".tmp", itertools.count()  # short: a file's own name may be as long as the system allows
 
 
 class UserError(Exception):
     """A mistake of the user's: one line saying what is wrong, where, and the command that fixes it."""
 
 
-def command(main: Callable[[], None]) -> None:
-    """Run a script's `main`; exit 2 with one line on a UserError or a full disk, 130 on Ctrl-C."""
+def command(main: Callable[[], None], again: str = "continues") -> None:
+    """Run a script's `main`; exit 2 with one line on a UserError, a full disk or a file that cannot be used, 130 on Ctrl-C.
+    `again`: what the same command does then."""
+    for out in (sys.stdout, sys.stderr):
+        out.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         main()
     except UserError as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
-        raise SystemExit(2) from None
+        end(2, str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            end(2, f"cannot write ({error.strerror}); free some space (df -h .), then the same command {again}")
+        if error.filename is None:
             raise
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: cannot write ({error.strerror}); free some space (df -h .), then the same command continues\n")
-        raise SystemExit(2) from None
+        end(2, f"{error.filename}: {error.strerror}; mend that, then the same command {again}")
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command continues\n")
-        raise SystemExit(130) from None
+        end(130, f"interrupted; the same command {again}")
+
+
+def end(status: int, message: str) -> NoReturn:
+    """Exit with one line."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+    raise SystemExit(status)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, for a script's docstring; a usage error is one line, and quotes no more than a line of what was given."""
+
+    def __init__(self, manual: str):
+        super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--version", action="version", version=__version__)
+
+    def error(self, message: str) -> NoReturn:
+        end(2, f"{shortened(message.removeprefix('argument '), 300)}; see {self.prog} --help")
+
+
+def shortened(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """The `type` of an option: a whole number of a range."""
+    return _number(int, "a whole number", least, most)
+
+
+def real(least: float, most: float) -> Callable[[str], float]:
+    """The `type` of an option: a finite number of a range."""
+    return _number(float, "a number", least, most)
+
+
+def _number(kind: type, name: str, least: float, most: float) -> Callable:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{shortened(text)!r} must be {name} from {least:g} to {most:g}")
+        return value
+
+    parse.range = least, most
+    return parse
+
+
+def filled(text: str) -> str:
+    """The `type` of an option: text that is not empty, in UTF-8."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name something, or leave the option out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8; write it in UTF-8") from None
+    return text
+
+
+def location(text: str) -> Path:
+    """The `type` of an option: a path that the system can hold."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name something, or leave the option out")
+    try:
+        os.stat(text)
+        os.stat(Path(text).parent / f"{TMP}{Path(text).suffix}")
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise argparse.ArgumentTypeError(f"{shortened(text)}: {error.strerror}; give another name") from None
+    return Path(text)
 
 
 def use_all_cores() -> None:
@@ -50,7 +130,7 @@ def use_all_cores() -> None:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place only if the block succeeds, so no half file ever looks whole."""
-    tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    tmp = path.with_name(f"{TMP}.{os.getpid()}.{next(COUNT)}{path.suffix}")
     try:
         yield tmp
         with open(tmp, "rb") as f:
