@@ -37,12 +37,14 @@ def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lor
     last:N  the last N layers, text embedding, output norm, head
     lora:R  adapters of rank R (scale alpha / R, alpha 2 R by default), text embedding
     text    the text embedding
-    Raises UserError if the model has fewer than N layers.
+    Raises UserError if the model has fewer than N layers, or is narrower than R.
     """
     kind, number = parse_tune(tune)
     num_layers = len(flow_lm.transformer.layers)
     if kind == "last" and number > num_layers:
         raise UserError(f"--tune {tune}: the base has {num_layers} layers")
+    if kind == "lora" and number > (width := len(flow_lm.out_norm.weight)):
+        raise UserError(f"--tune {tune}: the base is {width} wide, and no rank is greater; 8 to 64 are usual")
     if kind == "lora":
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # moshi brings it, peft imports it; on newer CPUs it asks for a package that nothing here needs
         from peft import LoraConfig, inject_adapter_in_model  # here, because it imports transformers: seconds

@@ -76,7 +76,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(tmp, final)
     except (SafetensorError, RuntimeError) as error:
-        if "code: 28" in str(error) or "code: 27" in str(error) or "write" in str(error):
+        if re.search(r"os error (27|28|122)\b|writ", str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from None
         raise
     finally:

@@ -237,6 +237,8 @@ class RunFolder:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.path}: another train.py is at work in it; wait for it, or give another --out") from None
+        for leftover in self.path.glob(f"{TMP}.*"):  # of a process killed while it wrote
+            leftover.unlink()
         write_json(self.path / "args.json", recipe)
 
     def begin(self, record: dict) -> None:

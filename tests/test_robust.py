@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,12 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT, TEXTS, TRAIN, fails
+from conftest import ROOT, TEXTS, TRAIN, digest, fails
 from safetensors.torch import load_file, save_file
 
+from pocket_arabic.adapt import set_trainable
 from pocket_arabic.checkpoint import seal
-from pocket_arabic.run import command
+from pocket_arabic.run import UserError, command
 
 SCRIPTS = ("data_prep", "train", "generate_sample")
 REQUIRED = {"train": ["--data", "data/demo"], "generate_sample": ["--text", "x"], "data_prep": []}
@@ -251,3 +254,85 @@ def test_a_disk_that_fills_while_it_trains(limit, finished_run, cache, tmp_path)
     assert not [p for p in (tmp_path / "r" / "checkpoints").iterdir() if p.name not in ("step_000002", "step_000004")]
     done = subprocess.run(line, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "continuing at step 4" in done.stdout, done.stderr
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+KILLS = int(os.environ.get("KILLS", "1"))  # of each kind; KILLS=30 is the long loop
+TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+
+
+def names(folder: Path) -> dict[str, int]:
+    """What lies in a folder, and when it was written."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a temporary name, renamed meanwhile
+            found[str(path)] = path.stat().st_mtime_ns
+    return found
+
+
+@pytest.fixture(scope="module")
+def many_clips(corpus, tmp_path_factory) -> Path:
+    """A corpus of 192 clips, six shards: the small one's, each 24 times."""
+    folder = tmp_path_factory.mktemp("many")
+    lines = ["file_name,text"]
+    for i, text in enumerate(TEXTS * 24):
+        (folder / f"{i}.wav").symlink_to(corpus / f"{i % len(TEXTS)}.wav")
+        lines.append(f'{i}.wav,"{text}"')
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["data_prep", "data_prep on two", "train", "generate"])
+def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
+    """Killed again and again while it writes, and started again: what is there is whole at any moment, and in the end the same as
+    of a run that nobody killed. A launcher's processes are killed outright, one alone also asked to end."""
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    line = {
+        "data_prep": ["data_prep.py", "--corpus", many_clips, "--base", tiny_base],
+        "train": ["train.py", *TRAIN, "--data", cache, "--max-steps", 8, "--eval-every", 1, "--keep", 9],
+        "generate": ["generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text-file", tmp_path / "lines.txt", "--batch-size", 2],
+    }[kind.split()[0]]
+    line = [sys.executable, *(TWO if "two" in kind else []), ROOT / line[0], *line[1:], "--out"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    rng, kills, done, pause = random.Random(0), 0, 0, 3.0
+
+    def start(out: Path) -> subprocess.Popen:
+        if kind == "generate":
+            out.mkdir(exist_ok=True)
+        return subprocess.Popen([*map(str, line), str(out)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stdout.read()
+    expected = essence(tmp_path / "whole")
+    while kills < KILLS:
+        out = tmp_path / f"killed_{done}"
+        before, process = names(out), start(out)
+        wait_for(lambda: names(out) != before or process.poll() is not None)  # noqa: B023
+        time.sleep(rng.uniform(0, pause))
+        stop = signal.SIGKILL if "two" in kind else rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        if process.poll() is None:
+            os.killpg(process.pid, stop)
+            kills += 1
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode in (0, -stop, 128 + stop) and "Traceback" not in said, said
+        assert essence(out).items() <= expected.items()
+        if process.returncode == 0:
+            done, pause = done + 1, 0.7 * pause  # too late: a new folder, and a shorter wait
+    final = start(out)
+    said, _ = final.communicate(timeout=120)
+    assert final.returncode == 0 and essence(out) == expected, said
+
+
+def essence(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that must not depend on kills, under the name by which it looks whole: no clock in it."""
+    found = digest(folder) if folder.is_dir() else {}
+    clocked = ("args.json", "progress.jsonl", "state.json", "loss.png", "bundle.json", "optimizers.pt", "lines.txt")
+    return {name: value for name, value in found.items() if not any(p.startswith(".") for p in Path(name).parts) and "partial" not in name and Path(name).name not in clocked}
+
+
+def test_an_adapter_no_wider_than_the_model(flow_lm):
+    """lora:99999 of a model 32 wide allocated for minutes without a word."""
+    with pytest.raises(UserError, match="32 wide"):
+        set_trainable(flow_lm, "lora:33", None, None, 0.0)
+    set_trainable(flow_lm, "lora:32", None, None, 0.0)
