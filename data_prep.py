@@ -46,9 +46,9 @@ from tqdm import tqdm
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, clipped_share, decode, level_db, mono, read_audio, resample, trimmed
 from pocket_arabic.base import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
-from pocket_arabic.cache import CacheWriter, recorded_options
+from pocket_arabic.cache import Cache, CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
-from pocket_arabic.run import Parser, UserError, command, filled, location, real, use_all_cores, whole, write_json
+from pocket_arabic.run import Parser, UserError, atomic_write, command, filled, location, real, shortened, use_all_cores, whole, write_json
 
 matplotlib.use("Agg")
 
@@ -141,7 +141,7 @@ def pairs(text: str, flag: str) -> dict[str, str]:
     """'a=b,c=d' -> {"a": "b", "c": "d"}. Raises UserError."""
     found = [p.partition("=") for p in text.split(",") if p]
     if any(not key or not value for key, _, value in found):
-        raise UserError(f"{flag} {text}: write pairs, left=right, with commas between them")
+        raise UserError(f"{flag} {shortened(text)}: write pairs, left=right, with commas between them")
     return {key: value for key, _, value in found}
 
 
@@ -413,7 +413,8 @@ def plot_statistics(path: Path, rows: list[dict], rejects: list[dict], stats: di
         axes[name].set(title={"voice": "voice.wav", "codec": "voice.wav through the codec"}[name], ylim=(0, 6000), ylabel="Hz", xlabel="seconds")
     with warnings.catch_warnings():  # a text may have characters the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=80)
+        with atomic_write(path) as tmp:
+            figure.savefig(tmp, dpi=80)
     plt.close(figure)
 
 
@@ -504,6 +505,7 @@ def main() -> None:
     options |= {"corpus": corpus.name, "corpus_revision": corpus.revision, "encoder_sha256": encoder_hash(mimi), "letters_per_sec": list(args.letters_per_sec)}
     writer = CacheWriter(args.out, options)
     if writer.complete:
+        Cache(args.out)  # raises UserError for one that has been damaged since
         print(f"{args.out} is complete; nothing to do")
         return
     for note in corpus.notes if state.is_main_process else ():

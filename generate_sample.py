@@ -57,6 +57,7 @@ from pocket_arabic.run import (
     filled,
     location,
     provenance,
+    read_json,
     real,
     use_all_cores,
     whole,
@@ -261,7 +262,8 @@ def plot(path: Path, samples: np.ndarray, rate: int) -> None:
     figure, axis = plt.subplots(figsize=(max(6, min(30, 2 * len(samples) / rate)), 4), layout="constrained")
     axis.specgram(samples + 1e-9, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
     axis.set(ylim=(0, 6000), xlabel="seconds", ylabel="Hz", title=path.name)
-    figure.savefig(path.with_suffix(".png"), dpi=90)
+    with atomic_write(path.with_suffix(".png")) as tmp:
+        figure.savefig(tmp, dpi=90)
     plt.close(figure)
 
 
@@ -273,6 +275,14 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> tqdm:
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def clip_of(wav: Path, rate: int) -> np.ndarray:
+    """A wav of an evaluation [samples]. Raises UserError."""
+    try:
+        return read_audio(wav, rate)
+    except AudioError as error:
+        raise UserError(f"{wav}: {error}; delete it, and the same command makes it again") from None
 
 
 def voice_of(model: TTSModel, voice: Path) -> dict:
@@ -300,7 +310,7 @@ def begin_evaluation(args: argparse.Namespace, info: dict, voice: Path) -> tuple
     options = {"model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice), "manifest_sha256": sha256(args.data / "manifest.jsonl")}
     options |= {name: getattr(args, name) for name in ("temperature", "guidance", "steps", "eos_threshold", "max_tokens", "retries")}
     saved = args.out / "options.json"
-    if saved.exists() and (changed := differences(json.loads(saved.read_text(encoding="utf-8")), options)):
+    if saved.exists() and (changed := differences(read_json(saved, f"measure anew: rm -r {args.out}"), options)):
         raise UserError(f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -361,9 +371,9 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     measured = evaluation.Log(args.out / "measured.jsonl", "kind", "id")
     for row in progress(rows, "sentences measured"):
         keys = [key for key in wavs if key[1] == row["id"] and key not in measured]
-        real = evaluation.Sound.of(read_audio(wavs["recording", row["id"]], rate), rate) if keys else None
+        real = evaluation.Sound.of(clip_of(wavs["recording", row["id"]], rate), rate) if keys else None
         for key in keys:
-            measured.add({"kind": key[0], "id": key[1], **evaluation.distances(real, evaluation.Sound.of(read_audio(wavs[key], rate), rate))})
+            measured.add({"kind": key[0], "id": key[1], **evaluation.distances(real, evaluation.Sound.of(clip_of(wavs[key], rate), rate))})
     heard = evaluation.Log(args.out / "heard.jsonl", "source", "kind", "id")
     judged = [key for key in wavs if key[0] != swapped]
     for (name, source), recognise in zip(args.asr, recognisers.values()):

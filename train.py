@@ -100,7 +100,6 @@ from pocket_arabic.run import (
     filled,
     location,
     provenance,
-    read_jsonl,
     real,
     use_all_cores,
     whole,
@@ -344,7 +343,7 @@ def evaluate(tts: TrainableTTS | Student, ema: EMA, valid: Utterances, batch_siz
 def speak_samples(stem: Path, model: TTSModel, cache: Cache) -> None:
     """STEM_0.wav, STEM_1.wav: the same held-out sentences, voice and seed every time."""
     stem.parent.mkdir(exist_ok=True)
-    voice = voice_state(model, cache.folder / "voice.wav")
+    voice = voice_state(model, cache.voice())
     requests = [Request(row["text_model"], voice, seed) for seed, row in enumerate(cache.split("valid")[:2])]
     for index, spoken in enumerate(speak_batch(model, requests)):
         write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, model.sample_rate)
@@ -586,7 +585,7 @@ class Training:
 
     def evaluate(self) -> None:
         """Score the averaged weights on the held-out split, once a step; redraw loss.png."""
-        progress = read_jsonl(self.folder.progress)
+        progress = self.folder.records()
         if not any(r["step"] == self.step for r in progress if r["kind"] == "eval"):
             record = {"kind": "eval", "step": self.step, "hours": round(self.clock.hours(), 4)}
             start = time.monotonic()
@@ -637,7 +636,7 @@ class Training:
                 due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init != "scratch")
                 if due and not sample.with_name(sample.name + "_0.wav").exists():
                     speak_samples(sample, self.speaker(), self.cache)
-            best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
+            best = best_checkpoint(self.folder.checkpoints, self.folder.records())
             prune(self.folder.checkpoints, args.keep, best[0] if best else None)
         self.accelerator.wait_for_everyone()
         took = self.clock.hours() - start
@@ -663,7 +662,7 @@ class Training:
     def export(self) -> None:
         """bundle/ from the best checkpoint; from the last one if none was evaluated."""
         bundle = self.folder.bundle
-        best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
+        best = best_checkpoint(self.folder.checkpoints, self.folder.records())
         path, name, score = best or (newest_checkpoint(self.folder.checkpoints), None, None)
         if exported(bundle) == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
@@ -690,7 +689,7 @@ class Training:
             "eos_threshold": self.config.default_eos_threshold,
             **provenance(),
         }
-        export_bundle(bundle, self.config, state, self.cache.folder / "voice.wav", info)
+        export_bundle(bundle, self.config, state, self.cache.voice(), info)
         print(f"bundle: {bundle} ({path.name}" + (f", {name} {score:.3f})" if best else ")"))
 
 
@@ -700,6 +699,7 @@ def main() -> None:
 
     # 1. Cache and base: everything a user can get wrong, before anything slow.
     cache = Cache(args.data)
+    cache.voice()  # samples and the bundle need it
     args.base = args.base or cache.info["options"]["base"]
     config, teacher = load_config(args.base), None
     if args.teacher:

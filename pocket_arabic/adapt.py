@@ -8,7 +8,7 @@ import torch
 from pocket_tts.models.flow_lm import FlowLMModel
 from torch import nn
 
-from pocket_arabic.run import UserError
+from pocket_arabic.run import UserError, shortened
 
 HEAD = ("flow_net.", "out_eos.")
 ADAPTED = ["in_proj", "out_proj", "linear1", "linear2"]  # the linear layers of a transformer layer
@@ -19,9 +19,9 @@ CHOICES = "full, last:N (layers), lora:R (rank) or text"
 
 def parse_tune(tune: str) -> tuple[str, int]:
     """`last:2` -> ("last", 2), `full` -> ("full", 0). Raises UserError."""
-    match = re.fullmatch(r"(full|text)|(last|lora):([1-9]\d*)", tune)
+    match = re.fullmatch(r"(full|text)|(last|lora):([1-9]\d{0,5})", tune)
     if not match:
-        raise UserError(f"--tune {tune}: not known; give {CHOICES}")
+        raise UserError(f"--tune {shortened(tune)}: not known; give {CHOICES}")
     return (match[1], 0) if match[1] else (match[2], int(match[3]))
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pocket_arabic.audio import write_wav
+from pocket_arabic.audio import AudioError, decode, write_wav
 from pocket_arabic.corpus import assign_splits
 from pocket_arabic.run import UserError, atomic_write, differences, read_json, read_jsonl, write_json
 
 FORMAT_VERSION = 1
 LATENT_DIM = 32
 BLOCKS = "?????_?????.json"
+OPTIONS = {"base", "corpus", "encoder_sha256", "head_sec", "trim"}  # what training reads of them
+ROW = {"id": str, "split": str, "speaker": str, "text_model": str, "speech_end_sec": (int, float), "first_frame": int, "num_frames": int}  # and of the manifest
 PROMPT_SEC = 6.0  # voice.wav is the training utterance nearest to this length; prompts in training have 2.5 to 10 s
 
 
@@ -149,16 +151,27 @@ class Cache:
         self.folder = folder
         again = f"rm -r {folder}, then the data_prep.py command that made it, or {fix}"
         self.info = read_json(folder / "cache.json", again)
-        if self.info.get("format_version") != FORMAT_VERSION or not {"options", "hours"} <= self.info.keys():
+        if self.info.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{folder} has format {self.info.get('format_version')}, this code reads {FORMAT_VERSION}; {again}")
-        self.rows = read_jsonl(folder / "manifest.jsonl")
+        if not (isinstance(self.info.get("options"), dict) and self.info["options"].keys() >= OPTIONS and isinstance(self.info.get("hours"), dict)):
+            raise UserError(f"{folder / 'cache.json'}: options or hours missing; {again}")
+        self.rows = read_jsonl(folder / "manifest.jsonl", lambda row: all(isinstance(row.get(key), kind) for key, kind in ROW.items()))
         try:
             self.latents = np.load(folder / "latents.npy", mmap_mode="r")
-            frames = sum(row["num_frames"] for row in self.rows)
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: latents.npy or manifest.jsonl damaged ({' '.join(str(error).split())[:80]}); {again}") from None
-        if self.latents.shape != (frames, LATENT_DIM):
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{folder / 'latents.npy'}: damaged ({' '.join(str(error).split())[:80]}); {again}") from None
+        ends = np.cumsum([0, *(row["num_frames"] for row in self.rows)])
+        if self.latents.shape != (ends[-1], LATENT_DIM) or sorted(row["first_frame"] for row in self.rows) != ends[:-1].tolist():
             raise UserError(f"{folder}: latents.npy and manifest.jsonl disagree; {again}")
+
+    def voice(self) -> Path:
+        """voice.wav. Raises UserError if it cannot be read; a cache of test rows alone has none."""
+        path = self.folder / "voice.wav"
+        try:
+            decode(path)
+        except AudioError as error:
+            raise UserError(f"{path}: {error}; put a recording of the speaker there, some {PROMPT_SEC:.0f} s long") from None
+        return path
 
     def split(self, name: str) -> list[dict]:
         return [row for row in self.rows if row["split"] == name]

@@ -124,7 +124,10 @@ def read_state(path: Path) -> dict:
     """A checkpoint's state.json. Raises Damaged."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return {"step": int(state["step"]), "hours": float(state["hours"])}
+        found = {"step": int(state["step"]), "hours": float(state["hours"])}
+        if found["step"] != int(path.name.removeprefix("step_")) or not 0 <= found["hours"] < math.inf:
+            raise ValueError("another checkpoint's")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(path / "state.json", error) from None
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -145,9 +144,9 @@ def write_json(path: Path, value: Any) -> None:
         tmp.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path, holds: Callable[[dict], bool] = bool) -> list[dict]:
     """The whole lines of a JSON-lines file; a last line cut short by a crash is left out. Raises UserError for any other line
-    that is no object."""
+    that is no object, or of which not `holds` what is wanted of it."""
     if not path.exists():
         return []
     found = []
@@ -155,9 +154,10 @@ def read_jsonl(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             found.append(json.loads(line))
-            assert isinstance(found[-1], dict)
-        except (ValueError, AssertionError):
-            raise UserError(f"{path}: line {number} is damaged; delete that line (sed -i {number}d {path}) if you can do without it") from None
+        except ValueError:
+            found.append(None)
+        if not isinstance(found[-1], dict) or not holds(found[-1]):
+            raise UserError(f"{path}: line {number} is damaged; delete that line (sed -i {number}d {path}) if you can do without it")
     return found
 
 
@@ -241,15 +241,20 @@ class RunFolder:
             leftover.unlink()
         write_json(self.path / "args.json", recipe)
 
+    def records(self) -> list[dict]:
+        """What progress.jsonl holds. Raises UserError."""
+        return read_jsonl(self.progress, lambda r: isinstance(r.get("kind"), str) and isinstance(r.get("step", 0), int))
+
     def begin(self, record: dict) -> None:
-        """A new progress.jsonl with its first record, and no bundle of an earlier run."""
-        shutil.rmtree(self.bundle, ignore_errors=True)
+        """A new progress.jsonl with its first record. Raises UserError if a run that has lost its checkpoints is here."""
+        if self.bundle.exists() or any("step" in r for r in self.records()):
+            raise UserError(f"{self.checkpoints}: its checkpoints are gone, and with them what the run had learnt; restore them, or begin anew: rm -r {self.path}")
         self.progress.unlink(missing_ok=True)
         append_jsonl(self.progress, {"kind": "start", **provenance(), **record})
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after the checkpoint of `step`: it will be logged again."""
-        kept = [record for record in read_jsonl(self.progress) if record.get("step", 0) <= step]
+        kept = [record for record in self.records() if record.get("step", 0) <= step]
         with atomic_write(self.progress) as tmp:
             tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
 

@@ -136,6 +136,48 @@ def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tm
         assert status == 2 and "no whole checkpoint" in error and "rm -r" in error
 
 
+def rewrite(file: Path, change) -> None:
+    """A JSON-lines file with its first object changed."""
+    first, *rest = file.read_text(encoding="utf-8").split("\n")
+    file.write_text("\n".join([json.dumps(change(json.loads(first))), *rest]), encoding="utf-8")
+
+
+ODD = {  # in the cache: what is well-formed and cannot be
+    "manifest.jsonl": lambda c: rewrite(c / "manifest.jsonl", lambda row: row | {"text_model": None}),
+    "disagree": lambda c: rewrite(c / "manifest.jsonl", lambda row: row | {"first_frame": 10**6}),
+    "cache.json": lambda c: (c / "cache.json").write_text('{"format_version": 1, "options": {}, "hours": {}}'),
+    "voice.wav": lambda c: (c / "voice.wav").write_bytes(b"RIFF"),
+}
+
+
+def test_odd_contents_are_named(finished_run, cache, tmp_path, monkeypatch, capsys):
+    """JSON that can be read and lacks what is wanted; a run whose checkpoints somebody deleted began anew and threw its bundle away."""
+    for word, change in ODD.items():
+        folder = tmp_path / f"c_{word}"
+        shutil.copytree(cache, folder)
+        change(folder)
+        status, _, error = outcome(capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"r_{word}")
+        assert status == 2 and word in error, (word, error)
+    again = [*TRAIN, "--data", cache, "--max-steps", 5, "--out"]
+    for number, line in enumerate(('{"x": 1}', '{"kind": "eval", "step": "x"}', "[]")):
+        folder = tmp_path / f"p{number}"
+        shutil.copytree(finished_run, folder)
+        with open(folder / "progress.jsonl", "a") as file:
+            file.write(line + "\n")
+        status, _, error = outcome(capsys, monkeypatch, "train", *again, folder)
+        assert status == 2 and "progress.jsonl: line" in error, error
+    folder = tmp_path / "gone"
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "checkpoints")
+    status, _, error = outcome(capsys, monkeypatch, "train", *again, folder)
+    assert status == 2 and "checkpoints are gone" in error and (folder / "bundle" / "bundle.json").exists()
+    folder = tmp_path / "lies"
+    shutil.copytree(finished_run, folder)
+    (folder / "checkpoints" / "step_000004" / "state.json").write_text('{"step": 3, "hours": 0}')
+    status, out, _ = outcome(capsys, monkeypatch, "train", *again, folder)
+    assert status == 0 and "damaged_step_000004" in out and "continuing at step 2" in out
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path, monkeypatch, capsys):
     """Each file in turn: one line, with the file or its folder in it, or nothing that matters is missing."""
