@@ -142,7 +142,8 @@ def parse_args() -> argparse.Namespace:
 def named(text: str) -> tuple[str, str]:
     """ "label=name" -> its parts; a name alone is its own label."""
     label, equals, name = text.partition("=")
-    return (label, name) if equals and "program:" not in label else (text, text)
+    label, name = (label, name) if equals and "program:" not in label else (text, text)
+    return filled(label), filled(name)
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -39,6 +39,9 @@ def command(main: Callable[[], None], again: str = "continues") -> None:
         main()
     except UserError as error:
         end(2, str(error))
+    except BrokenPipeError:  # whom it told has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             end(2, f"cannot write ({error.strerror}); free some space (df -h .), then the same command {again}")

@@ -276,6 +276,16 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
         assert not out.exists()
 
 
+def test_a_reader_that_leaves():
+    """`generate_sample.py --dry-run | head -0` ended in BrokenPipeError."""
+    line = [sys.executable, ROOT / "generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text", TEXTS[0], "--dry-run"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr, done.stderr
+
+
 def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
