@@ -8,7 +8,10 @@ cache.json is written last, so a folder that has it is complete.
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -55,10 +58,15 @@ class CacheWriter:
         return len(list(self.partial.glob(BLOCKS)))
 
     def shard_done(self, shard: int) -> bool:
-        return (self.partial / f"{shard:05d}.done").exists()
+        """Whether it was finished and all of its blocks are still there."""
+        done = self.partial / f"{shard:05d}.done"
+        return done.exists() and done.read_bytes() == self._blocks_of(shard)
 
     def finish_shard(self, shard: int) -> None:
-        (self.partial / f"{shard:05d}.done").touch()
+        (self.partial / f"{shard:05d}.done").write_bytes(self._blocks_of(shard))
+
+    def _blocks_of(self, shard: int) -> bytes:
+        return b"%d blocks" % len(list(self.partial.glob(f"{shard:05d}_?????.json")))
 
     def add_block(self, block: Path, rows: list[dict], rejects: list[dict], arrays: dict[str, np.ndarray], samples: list[np.ndarray], rate: int) -> None:
         """Write one block: manifest `rows` in order, with `arrays` (latents float32 [frames, 32], and codes uint16
@@ -70,6 +78,15 @@ class CacheWriter:
         with atomic_write(block.with_suffix(".npz")) as tmp:
             np.savez(tmp, **arrays)
         write_json(block, {"rows": rows, "rejects": rejects, "prompt": None if prompt is None else rows[prompt]["id"]})
+
+    @contextmanager
+    def _reading(self, block: Path) -> Iterator[None]:
+        """While a block's files are read: a damaged one is taken out, so that its shard is not done. Raises UserError."""
+        try:
+            yield
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            block.unlink(missing_ok=True)
+            raise UserError(f"{block.with_suffix('')}: damaged ({' '.join(str(error).split())[:80]}) and taken out; the same command makes it again") from None
 
     def discard(self) -> None:
         """Remove what has been written: there is nothing in it to continue from."""
@@ -84,8 +101,9 @@ class CacheWriter:
         seen: set[str] = set()
         num_frames = 0
         for path in sorted(self.partial.glob(BLOCKS)):
-            block = json.loads(path.read_text(encoding="utf-8"))
-            rejects += block["rejects"]
+            with self._reading(path):
+                block = json.loads(path.read_text(encoding="utf-8"))
+                rejects += block["rejects"]
             blocks.append((path, block["rows"]))
             for row in block["rows"]:
                 if row["id"] in seen:
@@ -101,20 +119,26 @@ class CacheWriter:
         if not rows:
             return rows, rejects
         assign_splits(rows)
-        for name in np.load(blocks[0][0].with_suffix(".npz")).files:
+        with self._reading(blocks[0][0]):
+            names = np.load(blocks[0][0].with_suffix(".npz")).files
+        for name in names:
             self._join(name, num_frames, blocks)
         train = {row["id"]: row for row in rows if row["split"] == "train"}
         best = min(prompts.keys() & train.keys(), key=lambda i: (prompt_distance(train[i]), i), default=next(iter(prompts), None))
         if best:
+            with self._reading(prompts[best].with_suffix(".json")):
+                decode(prompts[best])
+                voice = prompts[best].read_bytes()
             with atomic_write(self.folder / "voice.wav") as tmp:
-                shutil.copyfile(prompts[best], tmp)
+                tmp.write_bytes(voice)
         return rows, rejects
 
     def _join(self, name: str, num_frames: int, blocks: list[tuple[Path, list[dict]]]) -> None:
         """NAME.npy from the blocks, one in memory at a time; a plain file, because a full disk kills who writes through a memory map."""
         with atomic_write(self.folder / f"{name}.npy") as tmp, open(tmp, "wb") as file:
             for number, (path, rows) in enumerate(blocks):
-                array, first = np.load(path.with_suffix(".npz"))[name], 0
+                with self._reading(path):
+                    array, first = np.load(path.with_suffix(".npz"))[name], 0
                 if number == 0:
                     shape = (num_frames, array.shape[1])
                     np.lib.format.write_array_header_1_0(file, {"descr": array.dtype.str, "fortran_order": False, "shape": shape})

@@ -24,6 +24,7 @@ from conftest import ROOT, TEXTS, TRAIN, digest, fails
 from safetensors.torch import load_file, save_file
 
 from pocket_arabic.adapt import set_trainable
+from pocket_arabic.cache import CacheWriter
 from pocket_arabic.checkpoint import seal
 from pocket_arabic.run import UserError, command
 
@@ -193,6 +194,34 @@ def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path, 
         DAMAGE[how](folder / file.name)
         status, _, error = outcome(capsys, monkeypatch, "generate_sample", "--model", folder, "--text", TEXTS[1], "--out", tmp_path / "a.wav")
         assert status == 2 and file.name in error, (file.name, error)
+
+
+@pytest.mark.parametrize("how", ["garbage", "removed"])
+def test_a_damaged_block_is_made_again(how, corpus, tiny_base, cache, tmp_path, monkeypatch, capsys):
+    """A cache that grows, stopped before it was finished, each of its files damaged in turn: at once, or with the line that says
+    so by the same command once more, it is the cache that it would have been."""
+    line = ["--corpus", corpus, "--base", tiny_base, "--out"]
+
+    def stopped(_: CacheWriter) -> None:
+        raise UserError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "collect", stopped)
+        assert outcome(capsys, patch, "data_prep", *line, tmp_path / "grown")[0] == 2
+    files = sorted(file.name for file in (tmp_path / "grown" / "partial").iterdir())
+    assert len(files) == 5, files
+    for name in files:
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "grown", folder)
+        DAMAGE[how](folder / "partial" / name)
+        status, _, error = outcome(capsys, monkeypatch, "data_prep", *line, folder)
+        if status == 2 and name == "options.json":
+            assert "options.json" in error and "rm -r" in error
+            continue
+        if status == 2:
+            assert name.split(".")[0] in error, error
+            assert outcome(capsys, monkeypatch, "data_prep", *line, folder)[0] == 0
+        assert digest(folder) == digest(cache), name
 
 
 INFO = [("max_tokens", "x"), ("max_tokens", -3), ("max_tokens", 12.5), ("slowest_sec_per_token", None), ("slowest_sec_per_token", -1),
