@@ -403,7 +403,7 @@ class Training:
         flow_lm = build_flow_lm(self.config, None if args.init == "scratch" else self.weights)
         if args.init == "scratch":
             flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(self.cache)
-        set_trainable(flow_lm, args.tune, args.freeze_head or bool(self.teacher), args.lora_alpha, args.lora_dropout)
+        set_trainable(flow_lm, args.tune, True if self.teacher else args.freeze_head, args.lora_alpha, args.lora_dropout)
         shares = (args.text_dropout, args.voice_dropout, args.mark_dropout, args.stop_dropout, args.nfc_share)
         per_frame = (0, 0) if self.teacher else (args.draws, args.distill_draws)  # a student has no noise
         self.draws = Draws(args.seed, *shares, *per_frame)
