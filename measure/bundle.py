@@ -7,7 +7,7 @@ Writes  --out, JSON: an entry a part; those that are not measured stay.
     python measure/bundle.py
     python measure/bundle.py --parts speed        # on a machine that does nothing else
 
-Errors are means and medians over sentences. Speeds are of one thread an operation, stock and ours in turns on one machine.
+Errors are means and medians over sentences; speeds of one thread an operation, stock and ours in turns.
 """
 
 import json
@@ -55,7 +55,7 @@ def memory_mib() -> float:
 
 
 def ours(bundle: Path, *args: object) -> tuple[float, float, float]:
-    """Speak with generate_sample.py -> seconds of speech, seconds it took, seconds to the first audio; loading not counted."""
+    """Speak with generate_sample.py -> seconds of speech, those it took, those to the first audio; without loading."""
     argv = [sys.executable, ROOT / "generate_sample.py", "--model", bundle, *args]
     log = subprocess.run([str(a) for a in argv], check=True, capture_output=True, text=True, env=ONE_THREAD).stdout
     return tuple(map(float, re.search(SECONDS, log).groups()))
@@ -119,7 +119,7 @@ def passage(bundle: Path, rows: list[dict], scorer: str, folder: Path) -> dict:
         if len(text.split()) < WORDS:
             text = f"{text} {row['text_model']}".strip()
     chunks = split_text(text, model.flow_lm.conditioner.tokenizer, longest)
-    lines = [{"id": f"{i:02d}", "text": arabic.deromanise(c), "text_model": c, "duration_sec": 1.0} for i, c in enumerate(chunks)]
+    lines = [{"id": f"{i}", "text": arabic.deromanise(c), "text_model": c, "duration_sec": 1} for i, c in enumerate(chunks)]
     clips, memory = [], []
     for spoken in speak(model, voice, lines, folder / "passage", **again):
         clips.append(spoken)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which offline diacritiser? The embedded corpus's held-out sentences, stripped of their marks and restored by two packages.
+"""Which offline diacritiser? Held-out sentences of the embedded corpus, bare, get their marks back from two packages.
 
     pip install dengjen-tashkeel-py==3.0.2              # the one that was not chosen; it brings onnxruntime
     python measure/diacritizers.py
@@ -34,7 +34,12 @@ def compare(restore: Callable[[str], str], sentences: list[str]) -> dict:
         for (own, end), (other, _) in zip(marked(sentence), marked(restored), strict=True):
             letters, wrong, last = letters + 1, wrong + (own != other), last + (own != other and end)
     seconds = time.monotonic() - start
-    return {"letters": letters, "wrong": round(wrong / letters, 4), "of_these_at_word_ends": round(last / max(1, wrong), 4), "sec": round(seconds, 2)}
+    return {
+        "letters": letters,
+        "wrong": round(wrong / letters, 4),
+        "of_these_at_word_ends": round(last / max(1, wrong), 4),
+        "sec": round(seconds, 2),
+    }
 
 
 def main() -> None:

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""The experiments of measure/experiments.txt: each a fine-tuning of the nano base for about the same CPU time, spoken and scored.
+"""The fine-tunings of the nano base in measure/experiments.txt, each for about the same CPU time, spoken and scored.
 
 Reads   data/demo (python data_prep.py --corpus demo).
-Writes  data/demo-bare, the same without vowel marks; runs/experiments/NAME-SEED/ and NAME-SEED.json beside it; --out: every
-        result, and mean and spread by experiment.
+Writes  data/demo-bare, the same without vowel marks; --runs/NAME-SEED/ and NAME-SEED.json beside it; --out: every result,
+        and mean and spread by experiment.
 
     python measure/experiments.py                                       # all, two seeds: hours
     python measure/experiments.py --only base scratch --seeds 0 1 2
 
 Wall clock depends on what else the machine does, so limits are in steps and CPU seconds are in the result. One thread a
-training is the best use of few cores: OMP_NUM_THREADS=1, and one process of this a core, each with seeds and an --out of its
-own; a last run with all seeds puts the results together.
+training is the best use of few cores: OMP_NUM_THREADS=1, and one process of this a core, each with seeds and an --out of
+its own; a last run with all seeds puts the results together.
 
-The same command again continues: finished results stay, an interrupted run resumes. Each result holds the command line that
-made it.
+The same command again continues: finished results stay, an interrupted run resumes. Each result has its training command.
 """
 
 import json
@@ -37,7 +36,8 @@ COMMON = (
 )
 READ_BARE = ("base", "mark-dropout", "stripped")  # spoken from bare text too
 SPOKEN = (
-    "cer_no_marks_mean", "cer_no_marks_median", "cer_mean", "cer_median", "above_1", "eos_reached", "duration_ratio_0.7_to_1.4",
+    "cer_no_marks_mean", "cer_no_marks_median", "cer_mean", "cer_median", "above_1",
+    "eos_reached", "duration_ratio_0.7_to_1.4",
 )  # fmt: skip
 
 
@@ -55,7 +55,8 @@ def bare_cache(full: Path, bare: Path) -> None:
     rows = read_jsonl(full / "manifest.jsonl")
     for row in rows:
         row["text_model"] = without_marks(row["text_model"])
-    (bare / "manifest.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (bare / "manifest.jsonl").write_text(lines, encoding="utf-8")
     shutil.copyfile(full / "cache.json", bare / "cache.json")  # last: a folder that has it is complete
 
 
@@ -83,7 +84,10 @@ def summary(results: list[dict]) -> dict:
         for key, value in mine[0].items():
             if isinstance(value, (int, float)) and key != "seed":
                 values = [r[key] for r in mine]
-                table[name][key] = {"mean": round(statistics.mean(values), 4), "spread": round(max(values) - min(values), 4)}
+                table[name][key] = {
+                    "mean": round(statistics.mean(values), 4),
+                    "spread": round(max(values) - min(values), 4),
+                }
     return table
 
 
@@ -91,7 +95,7 @@ def main() -> None:
     p = parser(__doc__, ROOT / "samples" / "experiments.json")
     p.add_argument("--only", nargs="+", help="names, default all")
     p.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1], help="a run of each experiment with each")
-    p.add_argument("--steps", type=whole(1), default=250, help="of an experiment that does not say, over which the rate falls to 0")
+    p.add_argument("--steps", type=whole(1), default=250, help="of an experiment that does not say")
     p.add_argument("--runs", type=location, default=Path("runs/experiments"), help="where the runs go")
     args = p.parse_args()
     experiments = read_experiments(LIST)

