@@ -119,7 +119,8 @@ def passage(bundle: Path, rows: list[dict], scorer: str, folder: Path) -> dict:
         if len(text.split()) < WORDS:
             text = f"{text} {row['text_model']}".strip()
     chunks = split_text(text, model.flow_lm.conditioner.tokenizer, longest)
-    lines = [{"id": f"{i}", "text": arabic.deromanise(c), "text_model": c, "duration_sec": 1} for i, c in enumerate(chunks)]
+    said = [{"text": arabic.deromanise(chunk), "text_model": chunk, "duration_sec": 1.0} for chunk in chunks]
+    lines = [row | {"id": str(number)} for number, row in enumerate(said)]
     clips, memory = [], []
     for spoken in speak(model, voice, lines, folder / "passage", **again):
         clips.append(spoken)

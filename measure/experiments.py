@@ -2,17 +2,17 @@
 """The fine-tunings of the nano base in measure/experiments.txt, each for about the same CPU time, spoken and scored.
 
 Reads   data/demo (python data_prep.py --corpus demo).
-Writes  data/demo-bare, the same without vowel marks; --runs/NAME-SEED/ and NAME-SEED.json beside it; --out: every result,
-        and mean and spread by experiment.
+Writes  data/demo-bare, the same without vowel marks; --runs/NAME-SEED/ and NAME-SEED.json beside it; --out: every
+        result, and mean and spread by experiment.
 
     python measure/experiments.py                                       # all, two seeds: hours
     python measure/experiments.py --only base scratch --seeds 0 1 2
 
 Wall clock depends on what else the machine does, so limits are in steps and CPU seconds are in the result. One thread a
-training is the best use of few cores: OMP_NUM_THREADS=1, and one process of this a core, each with seeds and an --out of
-its own; a last run with all seeds puts the results together.
+training is the best use of few cores: OMP_NUM_THREADS=1, and one process of this a core, each with seeds and an --out
+of its own; a last run with all seeds puts the results together.
 
-The same command again continues: finished results stay, an interrupted run resumes. Each result has its training command.
+The same command again continues: finished results stay, an interrupted run resumes. Each result has its command.
 """
 
 import json

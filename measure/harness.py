@@ -63,8 +63,8 @@ def clip(folder: Path, row: dict, audio: np.ndarray, rate: int, ended: bool = Tr
 def speak(
     model: TTSModel, voice: ModelState, rows: list[dict], folder: Path, seed: int = 0, **how: object
 ) -> Iterator[Clip]:  # fmt: skip
-    """Rows of a cache as a model says them, each in FOLDER/ID.wav as soon as it is done. `how`: of `speak_texts`; without,
-    a sentence is one chunk and gets one attempt, so that what fails is counted."""
+    """Rows of a cache as a model says them, each in FOLDER/ID.wav as soon as it is done. `how`: of `speak_texts`;
+    without, a sentence is one chunk and gets one attempt, so that what fails is counted."""
     spoken = speak_texts(model, [Request(row["text_model"], voice, seed) for row in rows], **how)
     for row, (audio, parts) in zip(tqdm(rows, disable=None), spoken):
         yield clip(folder, row, audio, model.sample_rate, all(part.ended for part in parts))
@@ -148,7 +148,7 @@ def write(out: Path, found: dict) -> None:
 
 
 def train(out: Path, flags: list[str]) -> dict:
-    """A run of train.py in `out`, continued, or left alone once finished -> its command, steps, CPU seconds and memory."""
+    """A run of train.py in `out`, continued, or left alone once finished -> command, steps, CPU seconds, memory."""
     line, done, clock = ["train.py", *flags, "--out", str(out)], out / "result.json", out / "cpu_sec.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make samples/: one held-out sentence as recorded, through the codec, spoken by every model there is, and a page.
 
-Reads   data/demo, runs/demo (make demo), runs/experiments (make experiments), demo/bundle and its evaluation in samples/.
+Reads   data/demo, runs/demo (make demo), runs/experiments (make experiments), demo/bundle and its evaluation here.
 Writes  samples/*.wav, a spectrogram beside each, index.json (file, title, text, command, seed, model hash), and
         index.html, which opens from disk.
 
@@ -109,7 +109,8 @@ def english() -> dict:
 def worst(evaluation: Path) -> dict:
     """The sentence with the most errors in an evaluation of demo/bundle, spoken again."""
     sentences = json.loads(evaluation.read_text(encoding="utf-8"))["sentences"]
-    most = max((s for s in sentences if s["kind"].startswith("seed_")), key=lambda s: next(iter(s["asr"].values()))["cer"])
+    spoken = [s for s in sentences if s["kind"].startswith("seed_")]
+    most = max(spoken, key=lambda s: next(iter(s["asr"].values()))["cer"])
     title = "a failure: what demo/bundle reads worst of 40 sentences and 3 seeds"
     return generate("failure_worst", title, "demo/bundle", most["text"], int(most["kind"].removeprefix("seed_")))
 

