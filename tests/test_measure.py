@@ -48,16 +48,19 @@ def test_every_kind_of_heldout_speech_is_scored(finished_run, cache, parrot, tmp
     assert found["command"].startswith("python measure/heldout.py --data")
     read = {kind: (tmp_path / "w" / kind / f"{ids[0]}.wav").read_bytes() for kind in found["scores"]}
     assert len(set(read.values())) == len(read), "two kinds of speech are the same"
-    for scorer, words in {"no-such-program": "No such file", f"{sys.executable} -c print(1)": "lines of JSON objects"}.items():
+    wrong = {"no-such-program": "No such file", f"{sys.executable} -c print(1)": "lines of JSON objects"}
+    for scorer, words in wrong.items():
         fails(run(*line, "--sentences", 1, "--scorer", scorer), scorer, words)
 
 
 def test_bare_text_is_judged_by_the_text_with_its_marks(finished_run, cache, parrot, tmp_path):
-    """What loses its marks is what the model reads, else bare text would seem to be read without an error. The same seed
-    says the same; no voice says something else."""
+    """What loses its marks is what the model reads, else bare text would seem to be read without an error. The same
+    seed says the same; no voice says something else."""
     bundle, ways = find_bundle(finished_run), ({}, {}, {"bare": True}, {"voiced": False})
-    clips = [harness.speak_split(bundle, Cache(cache), tmp_path / str(i), sentences=1, **way) for i, way in enumerate(ways)]
-    full, again, bare, mute = (first for (first,) in clips)
+    full, again, bare, mute = (
+        harness.speak_split(bundle, Cache(cache), tmp_path / str(number), sentences=1, **way)[0]
+        for number, way in enumerate(ways)
+    )  # fmt: skip
     assert full.text == bare.text == Cache(cache).split("test")[0]["text"]
     assert full.audio.tobytes() == again.audio.tobytes()
     assert full.audio.tobytes() not in (bare.audio.tobytes(), mute.audio.tobytes())
