@@ -60,7 +60,8 @@ def look(base: str, config_file: Path, folder: Path) -> dict:
     buckwalter = arabic.model_text(ARABIC)[1]
     capitals = {"stock": True, "ours": False}
     prepared = {who: prepare_text_prompt(buckwalter, False, False, True, first, {})[0] for who, first in capitals.items()}
-    second = mimi.encode_to_latent(torch.randn(1, 1, mimi.sample_rate, generator=torch.Generator().manual_seed(0)) / 10)
+    noise = torch.randn(1, 1, mimi.sample_rate, generator=torch.Generator().manual_seed(0))
+    second = mimi.encode_to_latent(0.1 * noise)
     transformer = config.flow_lm.transformer
     return {
         "tensors": len(weights),

@@ -46,11 +46,7 @@ def main() -> None:
         weights, cache = load_weights(config), Cache(Path(recipe["data"]))
         mimi, flow_lm = load_mimi(config, weights), build_flow_lm(config, weights)
         latents = Latents(cache.folder / "latents.npy", torch.device("cpu"))
-        judge = Judge(
-            Utterances(cache, "valid", flow_lm.conditioner.tokenizer, config.mimi.frame_rate, Draws(), latents),
-            mimi,
-            args.sentences,
-        )
+        judge = Judge(Utterances(cache, "valid", flow_lm.conditioner.tokenizer, config.mimi.frame_rate, Draws(), latents), mimi, args.sentences)
         errors = {r["step"]: r["valid_flow_error"] for r in read_jsonl(run / "progress.jsonl") if r["kind"] == "eval"}
         for path in sorted((run / "checkpoints").glob("step_*")):
             step = int(path.name[5:])
@@ -59,13 +55,7 @@ def main() -> None:
             own = {name: tensor for name, tensor in load_file(path / "ema.safetensors").items() if name.startswith("flow_lm.")}
             model = tts_model(config, build_flow_lm(config, own), mimi)
             start = time.monotonic()
-            row = {
-                "run": run.name,
-                "step": step,
-                "flow_error": errors[step],
-                **judge.score(model),
-                "judge_sec": round(time.monotonic() - start, 2),
-            }
+            row = {"run": run.name, "step": step, "flow_error": errors[step], **judge.score(model), "judge_sec": round(time.monotonic() - start, 2)}
             row["cer"] = heard(model, cache.split("test"), cache.folder / "voice.wav", run / "choice" / path.name, args.scorer)
             found.append(row)
             print(json.dumps(row), flush=True)

@@ -84,10 +84,8 @@ def summary(results: list[dict]) -> dict:
         for key, value in mine[0].items():
             if isinstance(value, (int, float)) and key != "seed":
                 values = [r[key] for r in mine]
-                table[name][key] = {
-                    "mean": round(statistics.mean(values), 4),
-                    "spread": round(max(values) - min(values), 4),
-                }
+                mean, spread = statistics.mean(values), max(values) - min(values)
+                table[name][key] = {"mean": round(mean, 4), "spread": round(spread, 4)}
     return table
 
 

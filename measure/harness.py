@@ -60,9 +60,7 @@ def clip(folder: Path, row: dict, audio: np.ndarray, rate: int, ended: bool = Tr
     return Clip(wav, row["text"], audio, len(audio) / rate / row["duration_sec"], ended)
 
 
-def speak(
-    model: TTSModel, voice: ModelState, rows: list[dict], folder: Path, seed: int = 0, **how: object
-) -> Iterator[Clip]:  # fmt: skip
+def speak(model: TTSModel, voice: ModelState, rows: list[dict], folder: Path, seed: int = 0, **how) -> Iterator[Clip]:
     """Rows of a cache as a model says them, each in FOLDER/ID.wav as soon as it is done. `how`: of `speak_texts`;
     without, a sentence is one chunk and gets one attempt, so that what fails is counted."""
     spoken = speak_texts(model, [Request(row["text_model"], voice, seed) for row in rows], **how)
@@ -93,19 +91,8 @@ def without_marks(text_model: str) -> str:
 
 def stock(config: Path, text: str, wav: Path, *more: object, voice: str = "voice.wav") -> float:
     """Speak with the stock command line in the folder of CONFIG -> its own real-time factor, loading not counted."""
-    line = [
-        STOCK,
-        "generate",
-        "--config",
-        config.name,
-        "--voice",
-        voice,
-        "--text",
-        text,
-        "--output-path",
-        wav.resolve(),
-        *more,
-    ]
+    line = [STOCK, "generate", "--config", config.name, "--voice", voice, "--text", text]
+    line += ["--output-path", wav.resolve(), *more]
     # Its exit status says nothing: the wheel's threads may abort the interpreter on its way out, the wav being written.
     log = subprocess.run(list(map(str, line)), cwd=config.parent, capture_output=True, text=True, env=ONE_THREAD).stderr
     if "Results written" not in log:

@@ -59,17 +59,12 @@ def main() -> None:
 
     generated = speak_split(bundle, cache, args.wavs / "generated", seed=args.seed, sentences=args.sentences)
     recorded = recordings(cache, rows, mimi.sample_rate)
-    kinds = {
-        "generated": generated,
-        "original": [clip(args.wavs / "original", by_id[i], audio, mimi.sample_rate) for i, audio in recorded],
-    }
-    kinds |= through_codec(mimi, cache, rows, args.seed, args.wavs)
+    original = [clip(args.wavs / "original", by_id[i], audio, mimi.sample_rate) for i, audio in recorded]
+    kinds = {"generated": generated, "original": original, **through_codec(mimi, cache, rows, args.seed, args.wavs)}
 
-    found = {
-        "checkpoint": json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"],
-        **summarise(generated),
-    }
-    write(args.out, found | {"scores": {kind: score(clips, args.scorer)[1] for kind, clips in kinds.items()}})
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    scores = {kind: score(clips, args.scorer)[1] for kind, clips in kinds.items()}
+    write(args.out, {"checkpoint": info["checkpoint"], **summarise(generated), "scores": scores})
 
 
 if __name__ == "__main__":

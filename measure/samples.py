@@ -23,16 +23,8 @@ import torch
 from harness import ROOT, stock
 from matplotlib import pyplot as plt
 
+from pocket_arabic import base
 from pocket_arabic.audio import read_audio, write_wav
-from pocket_arabic.base import (
-    arabic_config,
-    build_flow_lm,
-    decode_latents,
-    load_config,
-    load_mimi,
-    load_weights,
-    tts_model,
-)
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle, sha256
 from pocket_arabic.run import Parser, command, write_json
@@ -75,10 +67,10 @@ def generate(file: str, title: str, model: str, text: str, seed: int = 0) -> dic
 
 def as_recorded(cache: Cache, row: dict) -> list[dict]:
     """The recording, and its way through the codec."""
-    clip, config = Path(row["source"]), load_config("demo")
-    mimi, latents = load_mimi(config, load_weights(config)), torch.from_numpy(np.array(cache.row_latents(row)))
+    clip, config = Path(row["source"]), base.load_config("demo")
+    mimi, latents = base.load_mimi(config, base.load_weights(config)), torch.from_numpy(np.array(cache.row_latents(row)))
     write_wav(SAMPLES / "reference.wav", read_audio(clip, RATE), RATE)
-    write_wav(SAMPLES / "codec_roundtrip.wav", decode_latents(mimi, latents), RATE)
+    write_wav(SAMPLES / "codec_roundtrip.wav", base.decode_latents(mimi, latents), RATE)
     recorded = f"the recording: {clip.name} of the embedded corpus (espeak-ng)"
     through = "the recording through the codec: the most that a model can reach"
     return [
@@ -89,9 +81,9 @@ def as_recorded(cache: Cache, row: dict) -> list[dict]:
 
 def before(row: dict) -> dict:
     """The English base reads the Arabic sentence."""
-    config = arabic_config(load_config("demo"))
-    weights = load_weights(config)
-    model = tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights))
+    config = base.arabic_config(base.load_config("demo"))
+    weights = base.load_weights(config)
+    model = base.tts_model(config, base.build_flow_lm(config, weights), base.load_mimi(config, weights))
     voice = voice_state(model, ROOT / "demo" / "bundle" / "voice.wav")
     write_wav(SAMPLES / "before.wav", speak(model, voice, row["text_model"], 0, EosWatch()).audio, RATE)
     title = "before: the English base, no Arabic step yet"

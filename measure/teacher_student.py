@@ -43,10 +43,7 @@ def shallow_base(folder: Path, teacher: Path | None) -> Path:
         shape = theirs.model_copy(deep=True)
         shape.flow_lm.transformer.num_layers = LAYERS
         weights = student_of(shape, theirs, load_weights(theirs))[1]
-        save_file(
-            {name: tensor for name, tensor in weights.items() if name.startswith("flow_lm.")},
-            folder / "flow_lm.safetensors",
-        )
+        save_file({name: tensor for name, tensor in weights.items() if name.startswith("flow_lm.")}, folder / "flow_lm.safetensors")
     else:
         del config["weights_path"]
     (folder / "base.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -77,12 +74,7 @@ def main() -> None:
     p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0], help="of guidance")
     p.add_argument("--steps", type=int, default=400, help="of a student")
     p.add_argument("--lr", type=float, default=1e-3, help="of a student")
-    p.add_argument(
-        "--plain-steps",
-        type=int,
-        default=560,
-        help="of the plain model, which take the CPU time of the shallow student's",
-    )
+    p.add_argument("--plain-steps", type=int, default=560, help="of the plain model, which take the CPU time of the shallow student's")
     args = p.parse_args()
     use_all_cores()
     rows = []
@@ -102,12 +94,7 @@ def main() -> None:
         same = trained(args.runs / f"same-{seed}", flags)
         note("student, five layers", args.runs / f"same-{seed}", seed, **same)
         shape = shallow_base(args.runs / "shape", None)
-        note(
-            "student, three layers",
-            args.runs / f"shallow-{seed}",
-            seed,
-            **trained(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"),
-        )
+        note("student, three layers", args.runs / f"shallow-{seed}", seed, **trained(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"))
         start = shallow_base(args.runs / f"start-{seed}", base)
         plain = trained(args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}")
         note("plain, three layers", args.runs / f"plain-{seed}", seed, **plain)
