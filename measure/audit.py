@@ -59,7 +59,7 @@ def look(base: str, config_file: Path, folder: Path) -> dict:
     symbols = audit(tokenizer, "".join(c for c in arabic.FROM_MODEL if c != " "))
     buckwalter = arabic.model_text(ARABIC)[1]
     capitals = {"stock": True, "ours": False}
-    prepared = {who: prepare_text_prompt(buckwalter, False, False, True, first, {})[0] for who, first in capitals.items()}
+    prepared = {who: prepare_text_prompt(buckwalter, False, False, True, on, {})[0] for who, on in capitals.items()}
     noise = torch.randn(1, 1, mimi.sample_rate, generator=torch.Generator().manual_seed(0))
     second = mimi.encode_to_latent(0.1 * noise)
     transformer = config.flow_lm.transformer

@@ -68,7 +68,8 @@ def generate(file: str, title: str, model: str, text: str, seed: int = 0) -> dic
 def as_recorded(cache: Cache, row: dict) -> list[dict]:
     """The recording, and its way through the codec."""
     clip, config = Path(row["source"]), base.load_config("demo")
-    mimi, latents = base.load_mimi(config, base.load_weights(config)), torch.from_numpy(np.array(cache.row_latents(row)))
+    mimi = base.load_mimi(config, base.load_weights(config))
+    latents = torch.from_numpy(np.array(cache.row_latents(row)))
     write_wav(SAMPLES / "reference.wav", read_audio(clip, RATE), RATE)
     write_wav(SAMPLES / "codec_roundtrip.wav", base.decode_latents(mimi, latents), RATE)
     recorded = f"the recording: {clip.name} of the embedded corpus (espeak-ng)"
