@@ -28,7 +28,7 @@ from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle
 from pocket_arabic.run import UserError, command, location, provenance, read_jsonl, whole, write_json
 
-DATA = Path("data/demo")
+DATA = ROOT / "data" / "demo"
 LIST = Path(__file__).with_name("experiments.txt")
 COMMON = (
     "--data data/demo --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 40 --text-dropout 0.1 "

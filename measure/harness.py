@@ -82,7 +82,8 @@ def speak_split(
 
 
 def without_marks(text_model: str) -> str:
-    """
+    """Model text as bare as most Arabic is written.
+
     >>> without_marks("kitaAbN.")
     'ktAb.'
     """

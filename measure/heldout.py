@@ -39,7 +39,7 @@ def through_codec(mimi: MimiModel, cache: Cache, rows: list[dict], seed: int, wa
         noise = generator.standard_normal(latents.shape).astype("float32") * deviation
         for share in NOISES:
             kind = f"codec_noise_{share}" if share else "codec"
-            audio = decode_latents(mimi, torch.from_numpy(latents + share * noise).float())
+            audio = decode_latents(mimi, torch.from_numpy(latents + share * noise))
             clips.setdefault(kind, []).append(clip(wavs / kind, row, audio, mimi.sample_rate))
     return clips
 

@@ -1,5 +1,6 @@
 """measure/harness.py and its lists of what to compare: a tiny model speaks, a parrot of a program scores."""
 
+import doctest
 import json
 import shlex
 import subprocess
@@ -96,6 +97,11 @@ def test_the_bare_cache_is_the_same_but_for_its_marks(cache, tmp_path):
     assert [row | {"text_model": ""} for row in full] == [row | {"text_model": ""} for row in bare]
     assert {c for row in bare for c in row["text_model"]}.isdisjoint("FNKaui~o`")
     assert Cache(tmp_path / "bare").split("test")
+
+
+def test_worked_examples_of_the_docstrings():
+    found = doctest.testmod(harness)
+    assert found.attempted >= 1 and found.failed == 0
 
 
 def test_experiments_are_summed_up_over_their_seeds():
