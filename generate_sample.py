@@ -27,11 +27,13 @@ import inspect
 import json
 import os
 import shlex
+import signal
 import struct
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -205,31 +207,30 @@ def default_model() -> Path:
 
 
 class StreamedWav:
-    """A wav that grows: its header says it is as long as can be until it is left and the true length is put in."""
+    """A wav that grows: its header says it is as long as can be until it is left, by an error or a signal too, and the true
+    length is put in."""
 
     def __init__(self, path: Path, rate: int):
-        self.file, self.rate, self.size = open(path, "wb"), rate, 0
+        self.file, self.rate, self.size = open(path, "wb", buffering=0), rate, 0  # what a full disk refused is not tried again
         self._header(2**32 - 1 - 36)
 
     def _header(self, size: int) -> None:
         self.file.seek(0)
         fields = (b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16, b"data", size)
         self.file.write(struct.pack("<4sI4s4sIHHIIHH4sI", *fields))
-        self.file.flush()
 
     def write(self, samples: np.ndarray) -> None:
         self.file.seek(44 + self.size)
         data = np.clip(np.floor(samples * 32768), -32768, 32767).astype("<i2").tobytes()  # as libsndfile rounds, to the bit
-        self.file.write(data)
-        self.file.flush()
-        self.size += len(data)
+        while data:
+            written = self.file.write(data)
+            self.size, data = self.size + written, data[written:]
 
     def __enter__(self) -> "StreamedWav":
         return self
 
     def __exit__(self, *_) -> None:
-        """Also after an error or Ctrl-C: what was spoken until then is a whole wav."""
-        self._header(self.size)
+        self._header(self.size - self.size % 2)
         self.file.close()
 
 
@@ -395,6 +396,8 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
 
 def main() -> None:
     args = parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does: threads waited for, headers true
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
     # 1. Text, as the model was taught to read it.
     bundle = find_bundle(args.model or default_model())
@@ -444,9 +447,10 @@ def main() -> None:
             for chunk in chunks:
                 if wav.size:
                     wav.write(np.zeros(int(STREAM_PAUSE_SEC * rate), np.float32))
-                for audio in stream(model, state, chunk, args.seed):
-                    wav.write(audio)
-                    first = first or time.monotonic() - start
+                with closing(stream(model, state, chunk, args.seed)) as blocks:
+                    for audio in blocks:
+                        wav.write(audio)
+                        first = first or time.monotonic() - start
         seconds, missed = wav.size / 2 / rate, watch.missed
         if args.plot:
             plot(args.out, read_audio(args.out, rate), rate)
@@ -476,4 +480,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, again="starts anew")

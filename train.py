@@ -20,7 +20,6 @@ SIGTERM save first.
 
 import argparse
 import copy
-import json
 import math
 import os
 import re
@@ -39,7 +38,6 @@ from pocket_tts import TTSModel
 from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.mimi import MimiModel
 from pocket_tts.utils.config import Config
-from safetensors.torch import load_file
 
 from pocket_arabic.adapt import CHOICES, build_optimizers, freezes_head, merged, set_trainable
 from pocket_arabic.audio import write_wav
@@ -62,12 +60,15 @@ from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import (
     EMA,
     SCORES,
+    Damaged,
     best_checkpoint,
     export_bundle,
+    exported,
     find_bundle,
-    load_checkpoint,
     newest_checkpoint,
     prune,
+    read_weights,
+    resume,
     save_checkpoint,
     scores,
     update_hours,
@@ -448,12 +449,12 @@ class Training:
             self.folder.check(recipe, FREE - LENGTHS if self.args.schedule == "cosine" else FREE)
             if self.main:
                 self.folder.open(recipe)
-        checkpoint = newest_checkpoint(self.folder.checkpoints)
-        if checkpoint:
-            state = load_checkpoint(checkpoint, self.tts, self.optimizers, self.ema, self.accelerator.scaler)
+        with self.accelerator.main_process_first():
+            state = resume(self.folder.checkpoints, self.tts, self.optimizers, self.ema, self.accelerator.scaler, self.main)
+        if state:
             self.step = self.saved_step = state["step"]
             self.clock.spent = state["hours"]
-        if self.main and checkpoint:
+        if self.main and state:
             self.folder.rewind(self.step)
             print(f"continuing at step {self.step}, {self.clock.hours():.2f} h spent")
         elif self.main:
@@ -536,7 +537,12 @@ class Training:
             return
         inputs = self.args.out / f"not_finite_step_{check.step:06d}.pt"
         torch.save(check.inputs, inputs)
-        raise UserError(f"gradient not finite at step {check.step} (its rows: {inputs}); start again with a lower --lr and another --out")
+        raise UserError(f"gradient not finite at step {check.step} (its rows: {inputs}); {self.whole_until()}")
+
+    def whole_until(self) -> str:
+        """What a run that is not finite leaves, and the way on."""
+        last = newest_checkpoint(self.folder.checkpoints)
+        return f"{f'whole until {last}; ' if last else ''}start again with a lower --lr and another --out"
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
@@ -548,6 +554,8 @@ class Training:
         # The parts of a batch add up to its losses. The distillation's are those of the steps that have it.
         sums = {k: self.accelerator.reduce(v, "mean" if k == "grad_norm" else "sum").item() for k, v in self.window.items()}
         if self.main:
+            if not math.isfinite(sums["loss"]):
+                raise UserError(f"loss not finite at step {self.step}; {self.whole_until()}")
             means = {k: total / count["distilled" if k.startswith("distill") else "steps"] for k, total in sums.items()}
             record = {"kind": "train", "step": self.step, "hours": round(self.clock.hours(), 4)}
             record |= {"lr": self.optimizers[0].param_groups[0]["lr"]} | {k: float(f"{v:.7g}") for k, v in means.items()}
@@ -568,7 +576,10 @@ class Training:
         return min(by_steps, max(0.0, self.args.max_hours - self.clock.hours())) if self.args.max_hours else by_steps
 
     def save(self) -> None:
+        """Raises UserError for weights that are not finite, which are never saved."""
         if self.saved_step != self.step:
+            if bad := [name for name, value in self.ema.shadow.items() if not torch.isfinite(value).all()]:
+                raise UserError(f"{bad[0]} is not finite at step {self.step}; {self.whole_until()}")
             state = {"hours": self.clock.hours()}
             save_checkpoint(self.folder.checkpoints, self.step, self.tts, self.optimizers, self.ema, self.accelerator.scaler, state)
             self.saved_step = self.step
@@ -654,10 +665,13 @@ class Training:
         bundle = self.folder.bundle
         best = best_checkpoint(self.folder.checkpoints, read_jsonl(self.folder.progress))
         path, name, score = best or (newest_checkpoint(self.folder.checkpoints), None, None)
-        if bundle.exists() and json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"] == path.name:
+        if exported(bundle) == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
             return
-        state = self.averaged(load_file(path / "ema.safetensors"))
+        try:
+            state = self.averaged(read_weights(path / "ema.safetensors", self.ema.shadow))
+        except Damaged as error:
+            raise UserError(f"{error}; without it the next best is exported: rm -r {path}, then the same command") from None
         state |= {k: v for k, v in self.weights.items() if k.startswith("mimi.")}
         info = {
             "checkpoint": path.name,

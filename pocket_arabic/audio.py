@@ -20,12 +20,14 @@ class AudioError(ValueError):
 Source = Path | bytes | tuple[np.ndarray, int] | None
 # What soundfile does not read, by its name's end or by its first bytes: (offset, bytes) of MP4, Matroska, AMR, WMA, AAC.
 CONTAINERS = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (0, b"#!AMR"), (0, b"0&\xb2u"), (0, b"\xff\xf1"), (0, b"\xff\xf9"))
+RATES = (2000, 800_000)  # Hz
+LOUDEST = 1e6  # floats of full scale are 1, and of 16-bit integers 32,768
 CANCELLED_DB = 4.5  # equal channels mix to their own level, unlike ones to 3 dB less, one of two to 6 dB less
 
 
-def decode(source: Source, most_sec: float = np.inf) -> tuple[np.ndarray, int]:
+def decode(source: Source, most_sec: float = np.inf, first_sec: float = np.inf) -> tuple[np.ndarray, int]:
     """A file of any format soundfile reads, its bytes, or samples [n] and their rate -> float32 [samples, channels], rate.
-    Raises AudioError, also for audio longer than `most_sec`, before it is read."""
+    `first_sec`: read no further. Raises AudioError, also for audio longer than `most_sec`, before it is read."""
     if source is None:
         raise AudioError("audio missing")
     if isinstance(source, tuple):
@@ -37,15 +39,19 @@ def decode(source: Source, most_sec: float = np.inf) -> tuple[np.ndarray, int]:
                 rate = file.samplerate
                 if file.frames > most_sec * rate:
                     raise AudioError("too long")
-                samples = file.read(dtype="float32", always_2d=True)
+                samples = file.read(int(min(file.frames, first_sec * rate)), dtype="float32", always_2d=True)
         except AudioError:
             raise
         except (OSError, ValueError, sf.SoundFileError) as error:
             raise AudioError(_why_unreadable(source, error)) from None
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"audio at {rate} Hz, no rate of speech")
     if not samples.size:
         raise AudioError("audio empty")
     if not np.isfinite(samples).all():
         raise AudioError("audio has non-finite samples")
+    if np.abs(samples).max() > LOUDEST:
+        raise AudioError(f"audio has samples of {np.abs(samples).max():.0e}, no sound")
     return samples, rate
 
 
@@ -79,9 +85,9 @@ def mono(samples: np.ndarray) -> tuple[np.ndarray, str]:
     return np.ascontiguousarray(samples[:, levels.argmax()]), f"loudest of {channels}"
 
 
-def load_audio(source: Source) -> tuple[np.ndarray, int]:
+def load_audio(source: Source, first_sec: float = np.inf) -> tuple[np.ndarray, int]:
     """A file, its bytes, or samples [n] and their rate -> mono float32 [samples] (see `mono`), rate. Raises AudioError."""
-    samples, rate = decode(source)
+    samples, rate = decode(source, first_sec=first_sec)
     return mono(samples)[0], rate
 
 
@@ -95,9 +101,9 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(samples), rate, new_rate).numpy()
 
 
-def read_audio(source: Path | bytes, rate: int) -> np.ndarray:
-    """An audio file, or its bytes -> mono float32 [samples] at `rate`. Raises AudioError."""
-    return resample(*load_audio(source), rate)
+def read_audio(source: Path | bytes, rate: int, first_sec: float = np.inf) -> np.ndarray:
+    """An audio file, or its bytes, as far as `first_sec` -> mono float32 [samples] at `rate`. Raises AudioError."""
+    return resample(*load_audio(source, first_sec), rate)
 
 
 def level_db(samples: np.ndarray) -> float:

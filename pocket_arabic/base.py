@@ -119,6 +119,9 @@ def load_weights(config: Config) -> dict[str, torch.Tensor]:
                 state |= load_file(fetch(location))
             except SafetensorError as error:
                 raise UserError(f"{location}: not a whole safetensors file ({error}); restore or download it again") from None
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{name} of {location}: not finite (NaN or infinity); restore or download it again, or train with a lower --lr")
     if not any(k.startswith("mimi.") for k in state):
         raise UserError("the base has no codec weights: its config must name weights_path or mimi.weights_path")
     return state

@@ -14,7 +14,7 @@ import numpy as np
 
 from pocket_arabic.audio import write_wav
 from pocket_arabic.corpus import assign_splits
-from pocket_arabic.run import UserError, atomic_write, differences, read_jsonl, write_json
+from pocket_arabic.run import UserError, atomic_write, differences, read_json, read_jsonl, write_json
 
 FORMAT_VERSION = 1
 LATENT_DIM = 32
@@ -26,7 +26,7 @@ def recorded_options(folder: Path) -> dict | None:
     """The options a cache, finished or growing, was made with."""
     for saved in (folder / "cache.json", folder / "partial" / "options.json"):
         if saved.exists():
-            old = json.loads(saved.read_text(encoding="utf-8"))
+            old = read_json(saved, f"prepare the corpus again: rm -r {folder}, then the same data_prep.py command")
             return old.get("options", old)
     return None
 
@@ -147,13 +147,18 @@ class Cache:
         if not (folder / "cache.json").exists():
             raise UserError(f"{folder} is not a finished cache (no cache.json); run the same data_prep.py command again, or {fix}")
         self.folder = folder
-        self.info = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-        if self.info["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{folder} has format {self.info['format_version']}, this code reads {FORMAT_VERSION}; rm -r {folder}, then {fix}")
+        again = f"rm -r {folder}, then the data_prep.py command that made it, or {fix}"
+        self.info = read_json(folder / "cache.json", again)
+        if self.info.get("format_version") != FORMAT_VERSION or not {"options", "hours"} <= self.info.keys():
+            raise UserError(f"{folder} has format {self.info.get('format_version')}, this code reads {FORMAT_VERSION}; {again}")
         self.rows = read_jsonl(folder / "manifest.jsonl")
-        self.latents = np.load(folder / "latents.npy", mmap_mode="r")
-        if len(self.latents) != sum(row["num_frames"] for row in self.rows):
-            raise UserError(f"{folder}: latents.npy and manifest.jsonl disagree; rm -r {folder}, then {fix}")
+        try:
+            self.latents = np.load(folder / "latents.npy", mmap_mode="r")
+            frames = sum(row["num_frames"] for row in self.rows)
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: latents.npy or manifest.jsonl damaged ({' '.join(str(error).split())[:80]}); {again}") from None
+        if self.latents.shape != (frames, LATENT_DIM):
+            raise UserError(f"{folder}: latents.npy and manifest.jsonl disagree; {again}")
 
     def split(self, name: str) -> list[dict]:
         return [row for row in self.rows if row["split"] == name]

@@ -1,19 +1,26 @@
 """Save, resume, choose; the bundle: export, check, publish."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from pocket_tts.utils.config import Config
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -44,42 +51,117 @@ class EMA:
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:
     """Write checkpoints/step_NNNNNN whole or not at all; `state` (step, hours) goes into state.json."""
     final = folder / f"step_{step:06d}"
-    tmp = folder / f".step_{step:06d}.tmp"
+    assert not final.exists(), final
+    with new_folder(final) as tmp:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in ema.shadow.items()}, tmp / "ema.safetensors")
+        torch.save({"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizers.pt")
+        write_json(tmp / "state.json", {"step": step, **state})
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final` and rename it into place, old contents replaced, only if the block succeeds.
+
+    Raises OSError for a full disk, of which safetensors and torch only tell by errors of their own.
+    """
+    tmp = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
-    save_file({k: v.contiguous() for k, v in ema.shadow.items()}, tmp / "ema.safetensors")
-    torch.save({"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizers.pt")
-    write_json(tmp / "state.json", {"step": step, **state})
-    for file in tmp.iterdir():
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
-    assert not final.exists(), final
-    os.replace(tmp, final)
+    try:
+        yield tmp
+        for file in tmp.iterdir():
+            with open(file, "rb") as f:
+                os.fsync(f.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(tmp, final)
+    except (SafetensorError, RuntimeError) as error:
+        if "code: 28" in str(error) or "code: 27" in str(error) or "write" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from None
+        raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None) -> dict:
-    """Put everything back in place, strictly; returns state.json."""
-    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    shadow = load_file(path / "ema.safetensors")
-    assert shadow.keys() == ema.shadow.keys(), shadow.keys() ^ ema.shadow.keys()
+    """Put everything back in place, strictly; returns state.json. Raises Damaged, naming the file, with all as it was."""
+    weights, shadow = (read_weights(path / f"{name}.safetensors", ema.shadow) for name in ("model", "ema"))
+    try:
+        saved = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+        states = saved["optimizers"]
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise Damaged(path / "optimizers.pt", error) from None
+    state = read_state(path)
+    model.load_state_dict(weights, strict=True)
     ema.shadow = {k: v.to(ema.shadow[k].device) for k, v in shadow.items()}
-    saved = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
-    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
     if scaler:
         scaler.load_state_dict(saved["scaler"])
-    return json.loads((path / "state.json").read_text())
+    return state
+
+
+class Damaged(Exception):
+    """A file of a checkpoint that is missing or not what was written."""
+
+    def __init__(self, file: Path, error: object):
+        super().__init__(f"{file}: missing or damaged ({' '.join(str(error).split())[:100]})")
+
+
+def read_weights(file: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, of the names and shapes of `like`, all finite. Raises Damaged."""
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Damaged(file, error) from None
+    wrong = found.keys() ^ like.keys() or {k for k, v in found.items() if v.shape != like[k].shape or not torch.isfinite(v).all()}
+    if wrong:
+        raise Damaged(file, f"{min(wrong)} missing, of another shape or not finite")
+    return found
+
+
+def read_state(path: Path) -> dict:
+    """A checkpoint's state.json. Raises Damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return {"step": int(state["step"]), "hours": float(state["hours"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(path / "state.json", error) from None
+
+
+def exported(bundle: Path) -> str | None:
+    """The name of the checkpoint that a bundle holds; None for none or a damaged one."""
+    try:
+        return json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_*"), default=None)
 
 
+def resume(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, main: bool) -> dict | None:
+    """Continue from the newest whole checkpoint -> its state; None if there is none yet. Damaged ones are put aside, and named.
+    Raises UserError if all are damaged."""
+    damaged = None
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        try:
+            return load_checkpoint(path, model, optimizers, ema, scaler)
+        except Damaged as error:
+            damaged = error
+            if main:
+                print(f"{error}; put aside as damaged_{path.name}, continuing from the one before", flush=True)
+                os.replace(path, path.with_name(f"damaged_{path.name}"))
+    if damaged or any(folder.glob("damaged_step_*")):
+        raise UserError(f"{folder}: no whole checkpoint is left ({damaged or 'all were put aside'}); begin anew: rm -r {folder.parent}, or give another --out")
+    return None
+
+
 def update_hours(folder: Path, hours: float) -> None:
     """Note the time a finished run took to its end, evaluation included, so that it stays finished under --max-hours."""
-    state = newest_checkpoint(folder) / "state.json"
-    write_json(state, json.loads(state.read_text()) | {"hours": hours})
+    newest = newest_checkpoint(folder)
+    write_json(newest / "state.json", read_state(newest) | {"hours": hours})
 
 
 def scores(progress: list[dict]) -> tuple[str, dict[int, float]]:
@@ -87,7 +169,7 @@ def scores(progress: list[dict]) -> tuple[str, dict[int, float]]:
     scored, else a held-out error."""
     found = [r for r in progress if r["kind"] == "eval"]
     name = next((name for name in SCORES if any(name in r for r in found)), "")
-    return name, {r["step"]: r[name] for r in found if name in r}
+    return name, {r["step"]: r[name] for r in found if name in r and math.isfinite(r[name])}
 
 
 def best_checkpoint(folder: Path, progress: list[dict]) -> tuple[Path, str, float] | None:
@@ -143,6 +225,19 @@ def model_card(template: str, info: dict) -> str:
     return template.format(**info, taught=taught)
 
 
+class BundleInfo(BaseModel):
+    """What speaking needs of a bundle.json; the rest is provenance."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    max_tokens: Annotated[int, Field(ge=1, le=10**6)]
+    slowest_sec_per_token: Annotated[float, Field(gt=0, le=60)]
+    eos_threshold: float = 0.0
+    phonemes: Literal["espeak"] | None
+    substitute: dict[str, str] | None
+    checkpoint: str
+    sha256: dict[str, str]
+
+
 def sha256(file: Path) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
@@ -174,22 +269,18 @@ def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], 
     `state`: flow_lm.* and mimi.* tensors. `info`: provenance, goes into bundle.json and the model card.
     The folder appears whole: it is written beside its place and renamed.
     """
-    tmp = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
     config = config.model_copy(deep=True)  # of an `arabic_config`
     tokenizer = Path(config.flow_lm.lookup_table.tokenizer_path)
-    shutil.copyfile(tokenizer, tmp / f"tokenizer{tokenizer.suffix}")
-    shutil.copyfile(voice, tmp / "voice.wav")
     config.flow_lm.lookup_table.tokenizer_path = f"tokenizer{tokenizer.suffix}"
     config.flow_lm.weights_path = config.mimi.weights_path = config.weights_path_without_voice_cloning = None
     config.weights_path = "model.safetensors"
-    write_yaml(tmp / "arabic.yaml", config.model_dump(mode="json", exclude_none=True))
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp / "model.safetensors")
-    (tmp / "README.md").write_text(model_card(MODEL_CARD, info), encoding="utf-8")
-    seal(tmp, info)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(tmp, folder)
+    with new_folder(folder) as tmp:
+        shutil.copyfile(tokenizer, tmp / f"tokenizer{tokenizer.suffix}")
+        shutil.copyfile(voice, tmp / "voice.wav")
+        write_yaml(tmp / "arabic.yaml", config.model_dump(mode="json", exclude_none=True))
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp / "model.safetensors")
+        (tmp / "README.md").write_text(model_card(MODEL_CARD, info), encoding="utf-8")
+        seal(tmp, info)
 
 
 def find_bundle(model: str | Path, flag: str = "--model") -> Path:
@@ -211,16 +302,19 @@ def find_bundle(model: str | Path, flag: str = "--model") -> Path:
     if missing:
         raise UserError(f"{bundle} is not a whole bundle, {', '.join(missing)} missing; {again}")
     try:
-        info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-        whole = {"max_tokens", "slowest_sec_per_token", "phonemes", "substitute"} <= info.keys() and set(BUNDLE_FILES) <= {"bundle.json", *info["sha256"]}
-    except (ValueError, KeyError, AttributeError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes; {again}")
-    check_paths(bundle / "arabic.yaml", info["sha256"])  # before any name of the bundle is followed
-    for name, digest in info["sha256"].items():
+        info = BundleInfo.model_validate_json((bundle / "bundle.json").read_bytes())
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes ({'.'.join(map(str, wrong['loc']))}: {wrong['msg']}); {again}") from None
+    if missing := set(BUNDLE_FILES) - {"bundle.json", *info.sha256}:
+        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes (no SHA-256 of {min(missing)}); {again}")
+    check_paths(bundle / "arabic.yaml", info.sha256)  # before any name of the bundle is followed
+    homes = (bundle.resolve(), bundle.resolve().parent.parent / "blobs")  # the hub's cache keeps its files there
+    for name, digest in info.sha256.items():
         if Path(name).name != name or not (bundle / name).is_file():
             raise UserError(f"{bundle} is not a whole bundle, {name} missing; {again}")
+        if (bundle / name).resolve().parent not in homes:
+            raise UserError(f"{bundle / name}: a link that leads out of the bundle; only its own files are read")
         if sha256(bundle / name) != digest:
             raise UserError(f"{bundle / name} is not the file that was exported (SHA-256); {again}, or update bundle.json if you changed it")
     return bundle

@@ -146,11 +146,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
+    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out. Raises UserError for any other line
+    that is no object."""
     if not path.exists():
         return []
+    found = []
     # Not splitlines(): JSON leaves U+2028 and its like raw inside strings.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            found.append(json.loads(line))
+            assert isinstance(found[-1], dict)
+        except (ValueError, AssertionError):
+            raise UserError(f"{path}: line {number} is damaged; delete that line (sed -i {number}d {path}) if you can do without it") from None
+    return found
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """An object of JSON. Raises UserError, with the remedy."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:80]}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (no object); {remedy}")
+    return found
 
 
 def append_jsonl(path: Path, record: dict) -> None:
@@ -205,7 +224,7 @@ class RunFolder:
         """Raises UserError if a run with another recipe is here; options in `free` may differ."""
         file = self.path / "args.json"
         if file.exists():
-            old = json.loads(file.read_text(encoding="utf-8"))
+            old = read_json(file, f"if {self.path} is not to be kept: rm -r {self.path}; else give another --out")
             changed = differences(*({k: v for k, v in options.items() if k not in free} for options in (old, recipe)))
             if changed:
                 raise UserError(f"{self.path} was trained with another recipe ({changed}); give another --out, or the same options")

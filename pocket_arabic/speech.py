@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +25,14 @@ from pocket_tts.modules.text_conditioner import Tokenizer
 from pocket_arabic.audio import AudioError, read_audio, speech_bounds
 from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
 from pocket_arabic.batch import Batch, Utterance, default_size, null_state, run
+from pocket_arabic.run import UserError
 
 SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
 HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training
 FADE_SEC = 0.005  # at joins: a step of background noise clicks
 DECODE_FRAMES = 8  # decoded in one call; more hardly helps and delays the first audio
+NOT_FINITE = "the model gives audio that is not finite; try another --temperature, --guidance or --voice, or a model trained with a lower --lr"
+VOICE_SEC, LEAST_VOICE_SEC = 30.0, 0.3  # of a voice's recording read, and of sound wanted in it; prompts in training have 10 s at most
 FLOOR_DB = 40.0  # silence is this far below a chunk's loudest 20 ms
 
 
@@ -121,8 +125,13 @@ def pause_after(chunk: str) -> float:
 
 @torch.no_grad()
 def voice_state(model: TTSModel, voice: Path) -> ModelState:
-    """The model's state after a recording of the voice, as the wheel makes it. Raises AudioError for an unusable one."""
-    audio = end_on_pause(torch.from_numpy(read_audio(voice, model.sample_rate))[None], model.sample_rate)
+    """The model's state after the first `VOICE_SEC` of a recording of the voice, as the wheel makes it. Raises AudioError for one
+    that cannot be used or has no speech in it."""
+    samples = read_audio(voice, model.sample_rate, VOICE_SEC)
+    start, end = speech_bounds(samples, model.sample_rate, FLOOR_DB)
+    if end - start < LEAST_VOICE_SEC * model.sample_rate:
+        raise AudioError(f"only {(end - start) / model.sample_rate:.2f} s of sound in its first {VOICE_SEC:.0f} s")
+    audio = end_on_pause(torch.from_numpy(samples)[None], model.sample_rate)
     device = next(model.mimi.parameters()).device
     return prompt_state(model, model.mimi.encode_to_latent(audio[None].to(device))[0])
 
@@ -140,15 +149,25 @@ def prompt_state(model: TTSModel, latents: torch.Tensor) -> ModelState:
 
 
 def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None, frames: int = 1) -> Iterator[np.ndarray]:
-    """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, but is to be
-    read to its end all the same: the wheel's threads abort a process that exits before them."""
+    """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, and so does
+    leaving it, by a signal too: the wheel's threads, which abort a process that exits before them, are waited for."""
+    stop, others = stop or threading.Event(), set(threading.enumerate())
     if model.guidance != 1:
         guide(model, 1 + as_utterance(model, Request(chunk, state, seed), None).max_frames)
     torch.manual_seed(seed)
     model.max_decoder_frames_per_call = 0  # all that `Blocks` hands out
     model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(model, Blocks(latents, frames), *rest)
-    for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
-        yield audio.numpy()
+    try:
+        for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
+            if not torch.isfinite(audio).all():
+                raise UserError(NOT_FINITE)
+            yield audio.numpy()
+    except BaseException:  # Ctrl-C, or a caller that leaves
+        stop.set()
+        raise
+    finally:
+        for thread in set(threading.enumerate()) - others:
+            thread.join()
 
 
 def guide(model: TTSModel, positions: int) -> None:
@@ -189,12 +208,13 @@ def speak(model: TTSModel, state: ModelState, chunk: str, seed: int, watch: EosW
     attempts: list[Spoken] = []
     for attempt in range(seed, seed + retries + 1):
         missed, start, pieces, first, stop = watch.missed, time.monotonic(), [], 0.0, threading.Event()
-        for piece in stream(model, state, chunk, attempt, stop, DECODE_FRAMES):
-            if not stop.is_set():
-                pieces.append(piece)
-            first = first or time.monotonic() - start
-            if sum(map(len, pieces)) > limit * model.sample_rate:
-                stop.set()
+        with closing(stream(model, state, chunk, attempt, stop, DECODE_FRAMES)) as blocks:
+            for piece in blocks:
+                if not stop.is_set():
+                    pieces.append(piece)
+                first = first or time.monotonic() - start
+                if sum(map(len, pieces)) > limit * model.sample_rate:
+                    stop.set()
         attempts.append(Spoken(np.concatenate(pieces), attempt, watch.missed == missed and not stop.is_set(), first))
         if good(attempts[-1], model.sample_rate):
             break
@@ -234,6 +254,8 @@ def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, s
         return utterance
 
     for finished, audio in run(batch, take):
+        if not torch.isfinite(audio).all():
+            raise UserError(NOT_FINITE)
         number, utterance = numbers.pop(finished.utterance), finished.utterance
         tries = attempts.setdefault(number, [])
         tries.append(Spoken(audio.numpy(), utterance.seed, finished.ended, time.monotonic() - start))

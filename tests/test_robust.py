@@ -1,10 +1,28 @@
 """Nothing a user does ends in a traceback: options, files, damaged folders, signals, full disks."""
 
 import importlib
+import json
 import math
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile as sf
+import torch
+from accelerate.state import AcceleratorState
+from conftest import ROOT, TEXTS, TRAIN, fails
+from safetensors.torch import load_file, save_file
+
+from pocket_arabic.checkpoint import seal
+from pocket_arabic.run import command
 
 SCRIPTS = ("data_prep", "train", "generate_sample")
 REQUIRED = {"train": ["--data", "data/demo"], "generate_sample": ["--text", "x"], "data_prep": []}
@@ -55,3 +73,181 @@ def test_odd_values_are_refused_in_one_line_or_in_range(script, monkeypatch, cap
                     least, most = action.type.range
                     assert math.isfinite(number) and least <= number <= most, (option, value)
     assert refused > 100 and taken
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "empty": lambda file: file.write_bytes(b""),
+    "garbage": lambda file: file.write_bytes(b"\x00\xff garbage \n" * 40),
+    "removed": lambda file: file.unlink(),
+}
+
+
+def outcome(capsys, monkeypatch, script: str, *args: object) -> tuple[int, str, str]:
+    """A script in this process -> exit status, what it printed, its error, which is one line or none; never a traceback."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, args)])
+    threads = torch.get_num_threads()
+    capsys.readouterr()
+    try:
+        command(importlib.import_module(script).main)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith(f"{script}.py")]
+    assert status in (0, 2) and len(lines) == (status == 2), printed.err
+    return status, printed.out, "".join(lines)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tmp_path, monkeypatch, capsys):
+    """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or one line
+    names the file. With every checkpoint damaged the run never starts anew by itself."""
+    names = ["args.json", "progress.jsonl", *(f"checkpoints/step_000004/{f}" for f in ("model.safetensors", "ema.safetensors", "optimizers.pt", "state.json"))]
+    again = [*TRAIN, "--data", cache, "--max-steps", 5]
+    for name in names:
+        run_folder = tmp_path / name.replace("/", "_")
+        shutil.copytree(finished_run, run_folder)
+        DAMAGE[how](run_folder / name)
+        status, out, error = outcome(capsys, monkeypatch, "train", *again, "--out", run_folder)
+        if name.startswith("checkpoints"):
+            assert status == 0 and "damaged_step_000004" in out and "continuing at step 2" in out, (name, out, error)
+            assert (run_folder / "checkpoints" / "step_000005").is_dir()
+        elif status == 2:
+            assert name in error, (name, error)
+        else:
+            assert "continuing at step 4" in out, name
+    run_folder = tmp_path / "all"
+    shutil.copytree(finished_run, run_folder)
+    for file in run_folder.glob("checkpoints/*/model.safetensors"):
+        DAMAGE[how](file)
+    for _ in range(2):
+        status, out, error = outcome(capsys, monkeypatch, "train", *again, "--out", run_folder)
+        assert status == 2 and "no whole checkpoint" in error and "rm -r" in error
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path, monkeypatch, capsys):
+    """Each file in turn: one line, with the file or its folder in it, or nothing that matters is missing."""
+    for name in ("cache.json", "manifest.jsonl", "latents.npy", "stats.json", "rejects.jsonl"):
+        folder = tmp_path / f"cache_{name}"
+        shutil.copytree(cache, folder)
+        DAMAGE[how](folder / name)
+        status, _, error = outcome(capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"run_{name}")
+        assert (status == 2 and str(folder) in error) or name in ("stats.json", "rejects.jsonl"), (name, error)
+    for file in sorted((finished_run / "bundle").iterdir()):
+        folder = tmp_path / f"bundle_{file.name}"
+        shutil.copytree(finished_run / "bundle", folder)
+        DAMAGE[how](folder / file.name)
+        status, _, error = outcome(capsys, monkeypatch, "generate_sample", "--model", folder, "--text", TEXTS[1], "--out", tmp_path / "a.wav")
+        assert status == 2 and file.name in error, (file.name, error)
+
+
+INFO = [("max_tokens", "x"), ("max_tokens", -3), ("max_tokens", 12.5), ("slowest_sec_per_token", None), ("slowest_sec_per_token", -1),
+        ("slowest_sec_per_token", math.nan), ("phonemes", 5), ("substitute", []), ("eos_threshold", "x"), ("checkpoint", None), ("sha256", 3)]  # fmt: skip
+
+
+def test_what_a_bundle_may_do_to_us(finished_run, tmp_path, monkeypatch, capsys):
+    """Values of another type or range, weights that are not finite although sealed, links that lead out of it."""
+    line = ["--text", TEXTS[1], "--out", tmp_path / "a.wav", "--model"]
+    for number, (key, value) in enumerate(INFO):
+        bundle = tmp_path / f"b{number}"
+        shutil.copytree(finished_run / "bundle", bundle)
+        info = json.loads((bundle / "bundle.json").read_text())
+        (bundle / "bundle.json").write_text(json.dumps(info | {key: value}))
+        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle)
+        assert status == 2 and "bundle.json" in error and key in error, error
+    bundle = tmp_path / "nan"
+    shutil.copytree(finished_run / "bundle", bundle)
+    info = json.loads((bundle / "bundle.json").read_text())
+    weights = load_file(bundle / "model.safetensors")
+    weights["flow_lm.out_norm.weight"][3] = math.nan
+    save_file(weights, bundle / "model.safetensors")
+    seal(bundle, {k: v for k, v in info.items() if k != "sha256"})
+    for more in ([], ["--stream"]):
+        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle, *more)
+        assert status == 2 and "flow_lm.out_norm.weight" in error and "not finite" in error
+    bundle = tmp_path / "link"
+    shutil.copytree(finished_run / "bundle", bundle)
+    os.replace(bundle / "voice.wav", tmp_path / "voice.wav")
+    (bundle / "voice.wav").symlink_to(tmp_path / "voice.wav")
+    status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle)
+    assert status == 2 and "voice.wav" in error and "leads out" in error
+
+
+def test_voices_and_names_of_generate(finished_run, tmp_path, monkeypatch, capsys):
+    """Voices that are none are refused, a long one is read as far as it is used; names as long as the system allows work."""
+    rate = 24000
+    tone = (0.3 * np.sin(np.arange(3 * rate) * 0.05)).astype(np.float32)
+    voices = {"huge": (tone * 1e30, rate), "odd": (tone, 7_777_777), "hertz": (tone[:100], 1), "sample": (tone[:1], rate), "silent": (0 * tone, rate), "click": (tone[:999], rate)}
+    line = ["--model", finished_run, "--text", TEXTS[1], "--out"]
+    for name, (samples, own) in voices.items():
+        sf.write(tmp_path / f"{name}.wav", samples, own, subtype="FLOAT")
+        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / f"{name}.wav")
+        assert status == 2 and f"{name}.wav" in error, (name, error)
+    sf.write(tmp_path / "long.wav", np.tile(tone, 200), rate)  # 10 minutes, which would ask for 100 GB
+    assert outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / "long.wav")[0] == 0
+    assert outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / ("n" * 246 + ".wav"))[0] == 0
+    (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    for out in (tmp_path / ("n" * 296 + ".wav"), tmp_path / "loop.wav"):
+        for more in ([], ["--stream"]):
+            status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, out, *more)
+            assert status == 2 and "--out" in error and len(error) < 300, error
+
+
+# --- signals and full disks -------------------------------------------------------------------------------------------
+
+
+def wav_seconds(file: Path) -> float:
+    """By its header, which must claim no more than there is."""
+    head = file.read_bytes()[:44]
+    assert struct.unpack("<I", head[40:44])[0] == struct.unpack("<I", head[4:8])[0] - 36 <= file.stat().st_size - 44
+    return struct.unpack("<I", head[40:44])[0] / 48000
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
+    """The wheel's decoder thread aborted the process; a streamed wav claimed 4 GB."""
+    text = " ".join(TEXTS * 8) if streamed else " ".join(TEXTS[3].split()[:-1] * 8)
+    out = tmp_path / "a.wav"
+    line = [sys.executable, ROOT / "generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text", text, "--out", out, *["--stream"] * streamed]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for(lambda: process.poll() is not None or (out.exists() and out.stat().st_size > 20_000 if streamed else list(tmp_path.glob(".tmp.*"))))
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + stop and "abort" not in error and "terminate" not in error and "Traceback" not in error, error
+    assert not list(tmp_path.glob(".tmp.*"))
+    if streamed:
+        assert 0.3 < wav_seconds(out) < 100
+    else:
+        assert not out.exists()
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("limit", [60_000, 200_000])
+def test_a_disk_that_fills_while_it_trains(limit, finished_run, cache, tmp_path):
+    """A limit on a file's size stands for the disk: safetensors and torch tell by errors of their own. One line, no half
+    checkpoint, and with room the same command continues."""
+    shutil.copytree(finished_run, tmp_path / "r")
+    line = [sys.executable, ROOT / "train.py", *map(str, [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 6])]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # noqa: E731
+    full = subprocess.run(line, preexec_fn=small, env=env, capture_output=True, text=True)
+    fails(full, "free some space", "the same command continues")
+    assert not [p for p in (tmp_path / "r" / "checkpoints").iterdir() if p.name not in ("step_000002", "step_000004")]
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "continuing at step 4" in done.stdout, done.stderr
