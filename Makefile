@@ -35,10 +35,9 @@ test: .venv/installed  ## the tests: CPU, no network, a quarter of an hour
 bench: .venv/installed  ## speed, as ratios measured in one run: samples/bench.json, some 20 minutes
 	$(BIN)/python tests/bench.py
 
-SCORER ?= $(error give SCORER="python recogniser.py --list", a command that scores a file of {"wav", "text"} lines)
 experiments: .venv/installed  ## what helps and what does not, on the demo: samples/experiments.json, hours
 	$(BIN)/python data_prep.py --corpus demo
-	$(BIN)/python demo/run_experiments.py --scorer "$(SCORER)"
+	$(BIN)/python measure/experiments.py
 
 lint: .venv/installed  ## ruff, code and format
 	$(BIN)/ruff check .

@@ -68,12 +68,12 @@ from pocket_arabic.speech import (
     Request,
     Spoken,
     is_silent,
-    join,
     joined,
     load_bundle,
     pause_after,
     speak,
     speak_each,
+    speak_texts,
     split_text,
     stream,
     voice_state,
@@ -354,13 +354,11 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
         write_wav(wavs["recording", identity], samples, rate)
     spoken = evaluation.Log(args.out / "spoken.jsonl", "kind", "id")
     seed_of = {key: seeds.get(key[0], args.seed) for key in texts}
-    tokenizer, max_tokens = model.flow_lm.conditioner.tokenizer, args.max_tokens or info["max_tokens"]
-    chunks = {key: split_text(texts[key], tokenizer, max_tokens) for key in texts if key not in spoken or not wavs[key].exists()}
-    requests = [Request(chunk, state, seed_of[key]) for key in chunks for chunk in chunks[key]]
-    results, start = speak_each(model, requests, args.retries, info["slowest_sec_per_token"], args.batch_size), time.monotonic()
-    for key in progress(chunks, "sentences"):
-        parts = [next(results) for _ in chunks[key]]
-        audio = join([p.audio for p in parts], [pause_after(c) for c in chunks[key]], rate)
+    missing = [key for key in texts if key not in spoken or not wavs[key].exists()]
+    requests = [Request(texts[key], state, seed_of[key]) for key in missing]
+    results = speak_texts(model, requests, args.max_tokens or info["max_tokens"], args.retries, info["slowest_sec_per_token"], args.batch_size)
+    start = time.monotonic()
+    for key, (audio, parts) in zip(progress(missing, "sentences"), results):
         write_wav(wavs[key], audio, rate)
         # Since the sentence before: in a batch a sentence has no time of its own, but they add up.
         took, start = time.monotonic() - start, time.monotonic()

@@ -5,54 +5,38 @@ Reads   runs whose checkpoints were all kept (train.py --keep 1000), and their c
 Writes  --out, JSON: for every checkpoint the flow error, the speech score with its parts, and the error a recogniser finds in
         the test split; Spearman's rank correlation of each figure with that error, and what choosing by it loses.
 
-    python measure/choice.py runs/base-0 runs/base-1 --scorer "python recogniser.py --list"
+    python measure/choice.py runs/base-0 runs/base-1
 """
 
-import argparse
 import json
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
+from harness import ROOT, parser, score, speak, write
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from pocket_arabic.audio import write_wav  # noqa: E402
-from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model  # noqa: E402
-from pocket_arabic.cache import Cache  # noqa: E402
-from pocket_arabic.evaluation import Judge  # noqa: E402
-from pocket_arabic.rows import Draws, Latents, Utterances  # noqa: E402
-from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
-from pocket_arabic.speech import Request, speak_batch, voice_state  # noqa: E402
+from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
+from pocket_arabic.cache import Cache
+from pocket_arabic.evaluation import Judge
+from pocket_arabic.rows import Draws, Latents, Utterances
+from pocket_arabic.run import command, read_jsonl, use_all_cores
+from pocket_arabic.speech import voice_state
 
 FIGURES = ("flow_error", "speech_score", "mcd_db")
 
 
 def heard(model, rows: list[dict], voice: Path, folder: Path, scorer: str) -> float:
-    """Median error without marks that the scorer finds in the rows' sentences, spoken by the model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = voice_state(model, voice)
-    pairs = []
-    for row, spoken in zip(rows, speak_batch(model, [Request(row["text_model"], state, 0) for row in rows])):
-        write_wav(folder / f"{row['id']}.wav", spoken.audio, model.sample_rate)
-        pairs.append({"wav": str(folder / f"{row['id']}.wav"), "text": row["text"]})
-    listing = folder / "pairs.jsonl"
-    listing.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-    out = subprocess.run([*shlex.split(scorer), str(listing)], capture_output=True, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])["cer_no_marks_mean"]
+    """Mean error without marks that the scorer finds in the rows' sentences, spoken by the model."""
+    clips = list(speak(model, voice_state(model, voice), rows, folder))
+    return score(clips, scorer)[1]["cer_no_marks_mean"]
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__, ROOT / "samples" / "choice.json")
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--sentences", type=int, default=16, help="that the judge hears")
-    p.add_argument("--scorer", required=True, help="command that scores a file of {wav, text} lines")
-    p.add_argument("--out", type=Path, default=ROOT / "samples" / "choice.json")
     args = p.parse_args()
     use_all_cores()
     found, summary = [], {}
@@ -85,7 +69,7 @@ def main() -> None:
             }
             for name in FIGURES
         }
-    write_json(args.out, {"command": shlex.join(["python", "measure/choice.py", *sys.argv[1:]]), "summary": summary, "checkpoints": found, **provenance()})
+    write(args.out, {"summary": summary, "checkpoints": found})
     print(json.dumps(summary, indent=1))
 
 

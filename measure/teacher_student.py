@@ -5,32 +5,26 @@ shallow one that learnt its guided output; and as shallow a model trained plainl
 Reads   data/demo, and an adapted base of each seed, RUNS/base-SEED (make demo's recipe with --seed SEED --out RUNS/base-SEED).
 Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU seconds, and the commands.
 
-    python measure/teacher_student.py --scorer "python recogniser.py --list"
+    python measure/teacher_student.py
 
 The same command again continues.
 """
 
-import argparse
 import json
-import resource
 import shlex
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+from harness import ROOT, parser, score, speak_split, train, write
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from pocket_arabic.audio import write_wav  # noqa: E402
-from pocket_arabic.base import load_config, load_weights, student_of  # noqa: E402
-from pocket_arabic.cache import Cache  # noqa: E402
-from pocket_arabic.checkpoint import find_bundle  # noqa: E402
-from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
-from pocket_arabic.speech import Request, load_bundle, speak_batch, voice_state  # noqa: E402
+from pocket_arabic.base import load_config, load_weights, student_of
+from pocket_arabic.cache import Cache
+from pocket_arabic.checkpoint import find_bundle
+from pocket_arabic.run import command, use_all_cores, write_json
 
+DATA = ROOT / "data" / "demo"
 LAYERS = 3  # of the shallow models; the nano base has five
 COMMON = "--data data/demo --batch-size 16 --optimizer muon --schedule cosine --warmup-steps 40 --epochs 1000 --sample-every 0 --eval-every 150"
 PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2 --distill-head-only"  # as in make demo, from layers that read already
@@ -56,23 +50,8 @@ def shallow_base(folder: Path, teacher: Path | None) -> Path:
     return folder / "base.yaml"
 
 
-def train(out: Path, flags: str) -> dict:
-    """A run of train.py, if it is not there yet, with its CPU seconds."""
-    result = out / "result.json"
-    if not result.exists():
-        line = ["train.py", *shlex.split(COMMON), *shlex.split(flags), "--out", str(out)]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        steps = [r for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "train"]
-        write_json(result, {
-            "command": shlex.join(["python", *line]),
-            "cpu_sec": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
-            "steps": steps[-1]["step"],
-            "step_sec": round(statistics.median(r["step_sec"] for r in steps), 3),
-            "memory_gib": steps[-1]["memory_gib"],
-        })  # fmt: skip
-    return json.loads(result.read_text(encoding="utf-8"))
+def trained(out: Path, flags: str) -> dict:
+    return train(out, [*shlex.split(COMMON), *shlex.split(flags)])
 
 
 def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
@@ -81,31 +60,21 @@ def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
     folder.mkdir(exist_ok=True)
     if (folder / "heard.json").exists():
         return json.loads((folder / "heard.json").read_text(encoding="utf-8"))
-    bundle = find_bundle(run)
-    model, cache = load_bundle(bundle, guidance=guidance), Cache(ROOT / "data" / "demo")
-    voice, rows, pairs = voice_state(model, bundle / "voice.wav"), cache.split("test"), []
-    every = speak_batch(model, [Request(row["text_model"], voice, seed) for row in rows])
-    for row, spoken in zip(rows, every):
-        write_wav(folder / f"{row['id']}.wav", spoken.audio, model.sample_rate)
-        pairs.append({"wav": str(folder / f"{row['id']}.wav"), "text": row["text"]})
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs), encoding="utf-8")
-    out = subprocess.run([*shlex.split(scorer), str(folder / "pairs.jsonl")], capture_output=True, text=True, check=True).stdout
-    found = json.loads(out.splitlines()[-1])
-    found = {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(s.ended for s in every)}
+    clips = speak_split(find_bundle(run), Cache(DATA), folder, seed=seed, guidance=guidance)
+    found = score(clips, scorer)[1]
+    found = {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(c.ended for c in clips)}
     write_json(folder / "heard.json", found)
     return found
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__, ROOT / "samples" / "teacher_student.json")
     p.add_argument("--runs", type=Path, default=Path("runs"))
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0], help="of guidance")
     p.add_argument("--steps", type=int, default=400, help="of a student")
     p.add_argument("--lr", type=float, default=1e-3, help="of a student")
     p.add_argument("--plain-steps", type=int, default=560, help="of the plain model, which take the CPU time of the shallow student's")
-    p.add_argument("--scorer", required=True, help="command that scores a file of {wav, text} lines")
-    p.add_argument("--out", type=Path, default=ROOT / "samples" / "teacher_student.json")
     args = p.parse_args()
     use_all_cores()
     rows = []
@@ -122,14 +91,14 @@ def main() -> None:
     for seed in args.seeds:
         base = args.runs / f"base-{seed}"
         flags = f"--teacher {base} --guidance {best:g} --lr {args.lr:g} --max-steps {args.steps} --seed {seed}"
-        same = train(args.runs / f"same-{seed}", flags)
+        same = trained(args.runs / f"same-{seed}", flags)
         note("student, five layers", args.runs / f"same-{seed}", seed, **same)
         shape = shallow_base(args.runs / "shape", None)
-        note("student, three layers", args.runs / f"shallow-{seed}", seed, **train(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"))
+        note("student, three layers", args.runs / f"shallow-{seed}", seed, **trained(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"))
         start = shallow_base(args.runs / f"start-{seed}", base)
-        plain = train(args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}")
+        plain = trained(args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}")
         note("plain, three layers", args.runs / f"plain-{seed}", seed, **plain)
-    write_json(args.out, {"command": shlex.join(["python", "measure/teacher_student.py", *sys.argv[1:]]), "guidance": best, "rows": rows, **provenance()})
+    write(args.out, {"guidance": best, "rows": rows})
 
 
 if __name__ == "__main__":

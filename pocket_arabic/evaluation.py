@@ -57,23 +57,31 @@ def load_recogniser(name: str) -> Recogniser:
 
 def _program(line: str) -> Recogniser:
     def hear(wavs: list[Path]) -> Iterator[str]:
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as listing:
-            listing.write("".join(json.dumps({"wav": str(wav), "text": ""}) + "\n" for wav in wavs))
-            listing.flush()
-            try:
-                out = subprocess.run([*shlex.split(line), listing.name], capture_output=True, text=True, check=True).stdout
-            except (OSError, subprocess.CalledProcessError) as error:
-                said = (getattr(error, "stderr", None) or "").strip() or str(error)
-                raise UserError(f"--asr program:{line}: {said.splitlines()[-1]}") from None
-        try:
-            heard = [json.loads(row)["hyp"] for row in out.split("\n")[: len(wavs)]]
-        except (ValueError, KeyError, TypeError):
-            heard = []
+        heard = [printed.get("hyp") for printed in run_program(line, [(wav, "") for wav in wavs])[: len(wavs)]]
         if len(heard) != len(wavs) or not all(isinstance(text, str) for text in heard):
-            raise UserError(f'--asr program:{line}: printed no line {{"hyp": "..."}} for each of {len(wavs)} files')
+            raise UserError(f'{line}: printed no line {{"hyp": "..."}} for each of {len(wavs)} files')
         yield from heard
 
     return hear
+
+
+def run_program(line: str, clips: list[tuple[Path, str]]) -> list[dict]:
+    """The lines of JSON that a program prints which gets a file of {"wav", "text"} lines, a clip and what it should say, as its
+    last argument: one a clip, then perhaps a summary. Raises UserError."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as listing:
+        listing.write("".join(json.dumps({"wav": str(wav), "text": text}, ensure_ascii=False) + "\n" for wav, text in clips))
+        listing.flush()
+        try:
+            out = subprocess.run([*shlex.split(line), listing.name], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or "").strip() or str(error)
+            raise UserError(f"{line}: {said.splitlines()[-1]}") from None
+    try:
+        printed = [json.loads(row) for row in out.split("\n") if row]
+        assert all(isinstance(row, dict) for row in printed)
+    except (ValueError, AssertionError):
+        raise UserError(f"{line}: printed something else than lines of JSON objects") from None
+    return printed
 
 
 def in_arabic(heard: str) -> str:

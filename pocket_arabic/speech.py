@@ -268,6 +268,18 @@ def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, s
             following += 1
 
 
+def speak_texts(model: TTSModel, requests: Iterable[Request], max_tokens: int | None = None, retries: int = 0,
+                slowest: float | None = None, size: int | None = None) -> Iterator[tuple[np.ndarray, list[Spoken]]]:  # fmt: skip
+    """`speak_each` of texts of any length, in chunks of at most `max_tokens` tokens, or whole: the audio [samples] of each, and
+    its chunks as they were spoken."""
+    tokenizer = model.flow_lm.conditioner.tokenizer
+    texts = [(r, split_text(r.chunk, tokenizer, max_tokens) if max_tokens else [r.chunk]) for r in requests]
+    results = speak_each(model, (replace(r, chunk=chunk) for r, chunks in texts for chunk in chunks), retries, slowest, size)
+    for _, chunks in texts:
+        parts = [next(results) for _ in chunks]
+        yield join([part.audio for part in parts], [pause_after(chunk) for chunk in chunks], model.sample_rate), parts
+
+
 def speak_batch(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> list[Spoken]:
     """All of `speak_each`."""
     return list(speak_each(model, requests, retries, slowest, size))

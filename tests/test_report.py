@@ -35,11 +35,12 @@ def commands() -> list[str]:
 
 
 def check_python(words: list[str]) -> None:
-    """A script of ours takes these arguments: its own parser says so, or, for those of demo/, their names stand in it."""
+    """A script of ours takes these arguments: its own parser says so, or, for those of demo/ and measure/, their names stand in it."""
     script, *args = words
     assert (ROOT / script).is_file(), script
     if "/" in script:
-        source = (ROOT / script).read_text(encoding="utf-8")
+        files = [script, *(["measure/harness.py"] if script.startswith("measure/") else [])]  # which has the flags they share
+        source = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
         for flag in (a for a in args if a.startswith("--")):
             assert f'"{flag}"' in source or f'"--{flag.removeprefix("--no-")}", action=argparse.BooleanOptionalAction' in source, flag
         return
@@ -171,7 +172,7 @@ def audit_claims():
 def english_claims():
     found = read("english.json")
     for kind, title in {"original": "espeak-ng originals (floor)", "codec": "codec round trip", "generated": "spoken by the base"}.items():
-        s = found[kind]
+        s = found["scores"][kind]
         yield f"| {title} | {s['wer_mean']:.3f} | {s['wer_median']:.3f} | {s['cer_mean']:.3f} | {s['cer_median']:.3f} | {s['above_1']} |"
     yield f"ends reached on {found['eos_reached']} of {found['sentences']}, durations within 0.7 to 1.4 on {found['duration_ratio_0.7_to_1.4']}"
     scores = {r["step"]: r["valid_flow_error"] for r in read_jsonl(ROOT / "demo" / "base_progress.jsonl") if r["kind"] == "eval"}

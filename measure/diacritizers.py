@@ -1,25 +1,23 @@
 #!/usr/bin/env python3
-"""Which offline diacritiser? The embedded corpus's held-out sentences, stripped of their marks and restored by two packages.
+"""Which offline diacritiser? Held-out sentences of the embedded corpus, bare, get their marks back from two packages.
 
     pip install dengjen-tashkeel-py==3.0.2              # the one that was not chosen; it brings onnxruntime
-    python demo/compare_diacritizers.py --out samples/diacritizers.json
+    python measure/diacritizers.py
 
+Reads   demo/corpus/metadata.csv, all but its training split. Writes samples/diacritizers.json.
 Counted is every letter; sukun counts as no mark, since the packages and the corpus write it by different rules.
 """
 
-import argparse
 import csv
 import re
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from pocket_arabic.run import write_json  # noqa: E402
-from pocket_arabic.text import LETTERS, MARKS, diacritize, normalise  # noqa: E402
+from dengjen_tashkeel_py import tashkeel
+from harness import ROOT, write
+
+from pocket_arabic.text import LETTERS, MARKS, diacritize, normalise
 
 
 def marked(text: str) -> list[tuple[str, bool]]:
@@ -36,23 +34,22 @@ def compare(restore: Callable[[str], str], sentences: list[str]) -> dict:
         for (own, end), (other, _) in zip(marked(sentence), marked(restored), strict=True):
             letters, wrong, last = letters + 1, wrong + (own != other), last + (own != other and end)
     seconds = time.monotonic() - start
-    return {"letters": letters, "wrong": round(wrong / letters, 4), "of_these_at_word_ends": round(last / max(1, wrong), 4), "sec": round(seconds, 2)}
+    return {
+        "letters": letters,
+        "wrong": round(wrong / letters, 4),
+        "of_these_at_word_ends": round(last / max(1, wrong), 4),
+        "sec": round(seconds, 2),
+    }
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=ROOT / "samples" / "diacritizers.json")
-    args = p.parse_args()
-    from dengjen_tashkeel_py import tashkeel
-
     with open(ROOT / "demo" / "corpus" / "metadata.csv", encoding="utf-8") as file:
         sentences = [normalise(row["text"]) for row in csv.DictReader(file) if row["split"] != "train"]
-    result = {"command": "python demo/compare_diacritizers.py", "sentences": len(sentences)}
+    result = {"sentences": len(sentences)}
     for package, restore in (("arabic-diacritizer", diacritize), ("dengjen-tashkeel-py", tashkeel)):
         restore(sentences[0])  # loads it
         result[f"{package} {version(package)}"] = compare(restore, sentences)
-    write_json(args.out, result)
-    print(args.out.read_text(encoding="utf-8"))
+    write(ROOT / "samples" / "diacritizers.json", result)
 
 
 if __name__ == "__main__":
