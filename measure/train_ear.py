@@ -44,7 +44,7 @@ from ear import CENTRE, FLOOR, MELS, SCALE, SYMBOLS, WEIGHTS, Net, best_path, fe
 from pocket_arabic.audio import resample  # noqa: E402
 from pocket_arabic.base import decode_latents, load_config, load_mimi, load_weights  # noqa: E402
 from pocket_arabic.evaluation import error_rates  # noqa: E402
-from pocket_arabic.run import ROOT, append_jsonl, atomic_write, command  # noqa: E402
+from pocket_arabic.run import ROOT, RunFolder, append_jsonl, atomic_write, command  # noqa: E402
 from pocket_arabic.text import deromanise, normalise, scored  # noqa: E402
 
 # --- words without sense ----------------------------------------------------------------------------------------------
@@ -329,14 +329,8 @@ def train(corpus: list[tuple[torch.Tensor, str]], args: argparse.Namespace) -> N
             now = time.process_time()
             training.cpu_sec, start = training.cpu_sec + now - start, now
             training.save()
-            error = held_out_error(training.average, held_out)
-            record = {
-                "step": training.step,
-                "loss": float(np.mean(losses)),
-                "held_out_cer": error,
-                "cpu_sec": training.cpu_sec,
-            }
-            record = {key: round(value, 4) for key, value in record.items()}
+            record = {"loss": float(np.mean(losses)), "held_out_cer": held_out_error(training.average, held_out)}
+            record = {"step": training.step, **record, "cpu_sec": round(training.cpu_sec)}
             append_jsonl(args.work / "progress.jsonl", record)
             print(json.dumps(record), flush=True)
             losses = []
@@ -345,19 +339,22 @@ def train(corpus: list[tuple[torch.Tensor, str]], args: argparse.Namespace) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/ear"), help="what is spoken, the checkpoint, progress.jsonl"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/ear"), help="folder of the run")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the weights")
     parser.add_argument("--clips", type=int, default=4000, help="lines to speak")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak, of AdamW")
     parser.add_argument("--save-every", type=int, default=250, help="steps from checkpoint to checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.work.mkdir(parents=True, exist_ok=True)
+    recipe, folder = (
+        {key: vars(args)[key] for key in ("clips", "steps", "batch_size", "lr", "seed")},
+        RunFolder(args.work),
+    )
+    folder.check(recipe, free=set())
+    folder.open(recipe)
     net = train(speak_all(args.work, args.clips, args.seed), args)
     with atomic_write(args.out) as tmp:
         save_file({k: v.half() for k, v in net.state_dict().items()}, tmp)
