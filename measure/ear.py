@@ -56,7 +56,7 @@ def spelled(text: str) -> str:
 
 
 def features(samples: np.ndarray, rate: int) -> torch.Tensor:
-    """[samples] -> log mel powers over the clip's mean, centred and scaled: [frames of 10 ms, MELS], silence -1.7."""
+    """[samples] -> log mel powers over the clip's mean, centred and scaled: [frames of 10 ms, MELS]."""
     wave = torch.from_numpy(resample(np.asarray(samples, np.float32), rate, RATE))
     wave = F.pad(wave, (0, max(0, SPECTRUM - len(wave))))
     window = torch.hann_window(WINDOW)
@@ -66,7 +66,7 @@ def features(samples: np.ndarray, rate: int) -> torch.Tensor:
 
 
 class Net(nn.Module):
-    """Convolutions that see 0.3 s, then one recurrent layer for what is relative: the tempo, by which a vowel is long."""
+    """Convolutions that see 0.3 s, then a recurrent layer for what is relative: the tempo, by which a vowel is long."""
 
     def __init__(self, width: int = 160, hidden: int = 192):
         super().__init__()

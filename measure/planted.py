@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""The worth of the ear: errors of pronunciation planted in sentences, spoken anew by espeak-ng, and how many of them it finds.
+"""The worth of the ear: errors planted in sentences that espeak-ng speaks anew, and how many of them it finds.
 
 Reads   demo/corpus/metadata.csv (its 80 held-out sentences), measure/ear.safetensors.
-Writes  --out, JSON: for each kind of error how many were planted and found, and the false alarms, of letters and marks.
+Writes  --out, JSON: for each kind of error how many were planted and found; false alarms, of letters and of marks.
 
     apt-get install espeak-ng
     python measure/planted.py
 
-A reading has one error. What the ear writes is aligned with the *intended* text by Levenshtein's operations (jiwer),
-both without spaces and in one sign a sound (`sounds`). The signs of the intended text are the places. A place is flagged
-if its sign is replaced or missing, or if something stands after it that the text lacks. The places of the error are those
-that what was *said* flags; it counts as found when the ear flags one of them. Every flagged place elsewhere is a false
-alarm; only the neighbours of an error count for neither. What espeak-ng says with the same phonemes is no error, and not
-planted. Each reading is heard as it was spoken, and again after the nano codec.
+A reading has one error. What the ear writes is aligned with the *intended* text by Levenshtein's operations
+(jiwer), both without spaces and in one sign a sound (`sounds`). The signs of the intended text are the places. A
+place is flagged if its sign is replaced or missing, or if something stands after it that the text lacks. The places
+of the error are those that what was *said* flags; it counts as found when the ear flags one of them. Every flagged
+place elsewhere is a false alarm; only the neighbours of an error count for neither. What espeak-ng says with the
+same phonemes is no error, and not planted. Each reading is heard as it was spoken, and again after the nano codec.
 """
 
 import argparse

@@ -8,11 +8,11 @@
 Reads   demo/codec.safetensors, and demo/sentences.txt only to make sure that none of it is said.
 Writes  --work: the features of what was spoken, a checkpoint, progress.jsonl; at the end --out, in fp16.
 
-A line is a few words drawn apart: roots of three random letters in patterns of the language, with clitics and endings of
-any case, and some particles. No order of words or letters can be guessed, so the ear has to hear every vowel. Half of the
-clips have the embedded corpus's voice, the others another variant, all some tempo and pitch; some go through Opus, as the
-corpus did, some through the nano codec, half of these with noise on the latents, as those that a FlowLM makes have it.
-Training draws noise, tilts of the spectrum and masks of bands anew each time.
+A line is a few words drawn apart: roots of three random letters in patterns of the language, with clitics and endings
+of any case, and some particles. No order of words or letters can be guessed, so the ear has to hear every vowel. Half
+of the clips have the embedded corpus's voice, the others another variant, all some tempo and pitch; some go through
+Opus, as the corpus did, some through the nano codec, half of these with noise on the latents, as those that a FlowLM
+makes have it. Training draws noise, tilts of the spectrum and masks of bands anew each time.
 
 The same command again continues: parts that are spoken stay, and training goes on from its checkpoint.
 """
@@ -237,7 +237,7 @@ HELD_OUT = 100  # clips of the corpus that are only listened to
 
 
 def disturbed(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """[T, MELS] with a tilt, a floor of noise and a mask over a few bands; none over time, where a sound would be guessed."""
+    """[T, MELS] with a tilt, a floor of noise, a few bands masked; never time, where a sound would be guessed."""
     mel = mel.float() + torch.linspace(-1, 1, MELS) * rng.uniform(-TILT, TILT)
     if rng.random() < 0.5:
         noise = 0.8 * torch.randn(mel.shape) + rng.uniform(*NOISE_LEVEL)

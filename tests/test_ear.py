@@ -1,4 +1,4 @@
-"""The measuring instrument: the committed ear hears, its command keeps its interface, planted errors are counted as by hand."""
+"""The measuring instrument: the ear hears, its command keeps its interface, planted errors are counted as by hand."""
 
 import csv
 import doctest
@@ -50,7 +50,7 @@ def test_hears_the_corpus():
 
 
 def test_its_command(tmp_path):
-    """A clip without a text has no rates and no part in the means; the recogniser's door of --evaluate takes the same output."""
+    """A clip without a text has no rates and no part in the means; --evaluate's recognisers take the same output."""
     rows = some_clips()
     write_wav(tmp_path / "silence.wav", np.zeros(24000), 24000)
     wavs = [CLIPS / row["file_name"] for row in rows] + [tmp_path / "silence.wav"]
@@ -102,9 +102,10 @@ def test_training_continues_exactly(tmp_path, monkeypatch):
 
 
 def test_planted_errors_by_hand():
-    """كَتَبَ الْوَلَدُ is k a t a b a A l w a l a d u, 8 letters and 6 marks. Said with a kasra for its second mark, that place is
-    the error's, and the t and b beside it count for nothing: 6 letters and 5 marks are left. Heard as it was said, the error
-    is found; heard as written, it is missed; a t heard for the d, or a kasra for the fatha after w, is a false alarm."""
+    """كَتَبَ الْوَلَدُ is k a t a b a A l w a l a d u, 8 letters and 6 marks. Said with a kasra for its second mark,
+    that place is the error's, and the t and b beside it count for nothing: 6 letters and 5 marks are left.
+    Heard as it was said, the error is found; heard as written, it is missed; a t heard for the d, or a kasra
+    for the fatha after w, is a false alarm."""
     said = "كَتِبَ الْوَلَدُ"
     cases = ((said, 1, 0, 0), (TEXT, 0, 0, 0), ("كَتِبَ الْوَلَتُ", 1, 1, 0), ("كَتُبَ الْوِلَدُ", 1, 0, 1))
     for heard, found, letters, marks in cases:
