@@ -42,6 +42,7 @@ SYMBOLS = " " + "".join(b for b in ARABIC_TO_BUCKWALTER.values() if b not in "oP
 RATE = 16000
 WINDOW, HOP, SPECTRUM = 400, 160, 512  # 25 ms, 10 ms
 MELS = 64
+STRIDE = 3  # what it writes is decided each 30 ms; a sign takes 50 to 80
 FLOOR = 1e-4  # of a clip's mean power in a band: 40 dB below it is silence
 CENTRE, SCALE = -4.0, 3.0  # of the logarithms, about the mean and deviation over speech
 
@@ -66,18 +67,18 @@ def features(samples: np.ndarray, rate: int) -> torch.Tensor:
 
 
 class Net(nn.Module):
-    """Convolutions that see 0.3 s, then a recurrent layer for what is relative: the tempo, by which a vowel is long."""
+    """Convolutions that see 0.4 s, then a recurrent layer for what is relative: the tempo, by which a vowel is long."""
 
     def __init__(self, width: int = 160, hidden: int = 192):
         super().__init__()
-        self.entry = nn.Conv1d(MELS, width, 5, stride=2, padding=2)
+        self.entry = nn.Conv1d(MELS, width, 5, stride=STRIDE, padding=2)
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(3))
         self.recurrent = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(0.1)
         self.out = nn.Linear(2 * hidden, 1 + len(SYMBOLS))
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """[B, T, MELS] -> log probabilities [B, (T + 1) // 2, 1 + SYMBOLS]."""
+        """[B, T, MELS] -> log probabilities [B, ceil(T / STRIDE), 1 + SYMBOLS]."""
         x = F.gelu(self.entry(mel.transpose(1, 2)))
         for conv in self.convs:
             x = x + F.gelu(conv(x))

@@ -147,7 +147,7 @@ def held_out() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the ear")
-    parser.add_argument("--rounds", type=int, default=2, help="draws of an error of each kind for each sentence")
+    parser.add_argument("--rounds", type=int, default=1, help="draws of an error of each kind for each sentence")
     parser.add_argument(
         "--codec", action=argparse.BooleanOptionalAction, default=True, help="hear each through the codec too"
     )

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from ear import CENTRE, FLOOR, MELS, SCALE, SYMBOLS, WEIGHTS, Net, best_path, features, spelled  # noqa: E402
+from ear import CENTRE, FLOOR, MELS, SCALE, STRIDE, SYMBOLS, WEIGHTS, Net, best_path, features, spelled  # noqa: E402
 
 from pocket_arabic.audio import resample  # noqa: E402
 from pocket_arabic.base import decode_latents, load_config, load_mimi, load_weights  # noqa: E402
@@ -266,7 +266,7 @@ def loss_of(net: Net, mels: list[torch.Tensor], texts: list[str]) -> torch.Tenso
     for row, mel in zip(together, mels):
         row[: len(mel)] = mel
     targets = [torch.tensor([SYMBOLS.index(c) + 1 for c in text]) for text in texts]
-    frames = torch.tensor([(len(mel) + 1) // 2 for mel in mels])
+    frames = torch.tensor([math.ceil(len(mel) / STRIDE) for mel in mels])
     lengths = torch.tensor([len(t) for t in targets])
     return F.ctc_loss(net(together).transpose(0, 1), torch.cat(targets), frames, lengths, zero_infinity=True)
 
@@ -342,10 +342,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ear"), help="folder of the run")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the weights")
     parser.add_argument("--clips", type=int, default=4000, help="lines to speak")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak, of AdamW")
-    parser.add_argument("--save-every", type=int, default=250, help="steps from checkpoint to checkpoint")
+    parser.add_argument("--save-every", type=int, default=100, help="steps from checkpoint to checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
