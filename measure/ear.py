@@ -58,8 +58,8 @@ def spelled(text: str) -> str:
 
 def features(samples: np.ndarray, rate: int) -> torch.Tensor:
     """[samples] -> log mel powers over the clip's mean, centred and scaled: [frames of 10 ms, MELS]."""
-    wave = torch.from_numpy(resample(np.asarray(samples, np.float32), rate, RATE))
-    wave = F.pad(wave, (0, max(0, SPECTRUM - len(wave))))
+    samples = np.pad(np.asarray(samples, np.float32), (0, max(0, rate // 20 - len(samples))))  # one spectrum at least
+    wave = torch.from_numpy(resample(samples, rate, RATE))
     window = torch.hann_window(WINDOW)
     power = torch.stft(wave, SPECTRUM, HOP, WINDOW, window, return_complex=True).abs().square().T
     mel = power @ torchaudio.functional.melscale_fbanks(SPECTRUM // 2 + 1, 50.0, RATE / 2, MELS, RATE)
