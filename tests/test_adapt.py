@@ -282,7 +282,7 @@ def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
 
 def test_patience_stops_and_keeps_the_best(cache, tmp_path):
     """With no learning rate to speak of, later scores are not better than the first."""
-    flags = ["--patience", 2, "--eval-every", 1, "--max-steps", 50, "--sample-every", 0, "--lr", "1e-30", "--weight-decay", 0]
+    flags = ["--patience", 2, "--eval-every", 1, "--max-steps", 50, "--sample-every", 0, "--lr", "1e-9", "--weight-decay", 0, "--judge-sentences", 0]
     result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
     assert result.returncode == 0 and "no better than step 0 for 2 evaluations" in result.stdout, result.stderr
     assert json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000"

@@ -126,7 +126,7 @@ def test_fine_tuning_starts_from_the_bases_weights(finished_run, cache, tmp_path
         "--out",
         tmp_path / "r",
         "--lr",
-        1e-12,
+        1e-9,
         "--weight-decay",
         0,
         "--batch-size",

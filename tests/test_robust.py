@@ -92,6 +92,7 @@ DAMAGE = {
 def outcome(capsys, monkeypatch, script: str, *args: object) -> tuple[int, str, str]:
     """A script in this process -> exit status, what it printed, its error, which is one line or none; never a traceback."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, args)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # like `conftest.run`: latents of two threads differ in their last bits
     threads = torch.get_num_threads()
     capsys.readouterr()
     try:
