@@ -2,7 +2,8 @@
 """Corpus in, cache out: romanised text and Mimi latents, ready for train.py.
 
 Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the embedded corpus, or a folder with one of
-                  metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas, bars,
+                  metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas,
+                  bars,
                                   semicolons or tabs, by Python's csv
                   metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
                   metadata.jsonl  objects with the same names
@@ -45,10 +46,32 @@ from tqdm import tqdm
 
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import AudioError, clipped_share, decode, level_db, mono, read_audio, resample, trimmed
-from pocket_arabic.base import GATED, audit, decode_latents, encoder_hash, load_config, load_mimi, load_moshi_mimi, load_tokenizer, load_weights
+from pocket_arabic.base import (
+    GATED,
+    audit,
+    decode_latents,
+    encoder_hash,
+    load_config,
+    load_mimi,
+    load_moshi_mimi,
+    load_tokenizer,
+    load_weights,
+)
 from pocket_arabic.cache import Cache, CacheWriter, recorded_options
 from pocket_arabic.corpus import HUB_SPLITS, SPLITS, Columns, Corpus, Utterance, open_corpus
-from pocket_arabic.run import Parser, UserError, atomic_write, command, filled, location, real, shortened, use_all_cores, whole, write_json
+from pocket_arabic.run import (
+    Parser,
+    UserError,
+    atomic_write,
+    command,
+    filled,
+    location,
+    real,
+    shortened,
+    use_all_cores,
+    whole,
+    write_json,
+)
 
 matplotlib.use("Agg")
 
@@ -56,57 +79,136 @@ BLOCK = 32  # utterances encoded and written at a time; what a kill can cost: ha
 REVIEW = 20  # random before/after pairs printed at the end
 SUSPECTS = 6  # pairs of each kind to look at in stats.png
 REASONS = 12  # and reasons of rejects
-# A clip cut in half, or with half its text, is read at twice or half its speaker's usual rate. The embedded corpus's clips
-# lie between 0.83 and 1.20 of it.
+# A clip cut in half, or with half its text, is read at twice or half its speaker's usual rate. The embedded corpus's
+# clips lie between 0.83 and 1.20 of it.
 FAR = 1.6
 
 
 def build_parser() -> Parser:
     p = Parser(__doc__)
     g = p.add_argument_group("what")
-    g.add_argument("--corpus", type=filled, default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo")
-    g.add_argument("--base", type=filled, help="whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english")
+    g.add_argument(
+        "--corpus", type=filled, default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo"
+    )
+    g.add_argument(
+        "--base",
+        type=filled,
+        help=(
+            "whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else "
+            "english"
+        ),
+    )
     g.add_argument("--out", type=location, help="the cache's folder; default data/NAME after the corpus")
     g.add_argument("--limit", type=whole(1), help="use only the first N utterances of each split")
     g = p.add_argument_group("a dataset of the hub, or a folder's header")
-    g.add_argument("--revision", type=filled, help="branch, tag or commit; default the newest, whose commit is recorded")
+    g.add_argument(
+        "--revision", type=filled, help="branch, tag or commit; default the newest, whose commit is recorded"
+    )
     g.add_argument("--text-column", type=filled, default="text", help="the transcript; default %(default)s")
     g.add_argument(
         "--audio-column",
         type=filled,
         default="audio",
-        help="an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the files, default file_name",
+        help=(
+            "an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the "
+            "files, default file_name"
+        ),
     )
-    g.add_argument("--speaker-column", type=filled, help="the speaker's name; default one speaker, or a folder's column speaker")
-    g.add_argument("--split-map", default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()), help="the dataset's splits and what they are here: train, valid or test")
+    g.add_argument(
+        "--speaker-column", type=filled, help="the speaker's name; default one speaker, or a folder's column speaker"
+    )
+    g.add_argument(
+        "--split-map",
+        default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()),
+        help="the dataset's splits and what they are here: train, valid or test",
+    )
     g = p.add_argument_group("text")
-    g.add_argument("--romanized", action="store_true", help="the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is")
-    g.add_argument("--phonemes", choices=("espeak",), help="IPA instead of Buckwalter: for a base whose tokenizer cannot take Buckwalter; stock tools then read IPA only")
-    g.add_argument("--substitute", default="", help="Buckwalter symbols the tokenizer does not know and what to write for them: '{=W,|=X'; bundles carry the table")
-    g.add_argument("--letters-per-sec", type=real(0, 1000), nargs=2, default=(2.0, 25.0), metavar=("MIN", "MAX"), help="reject what is read slower or faster: text of another clip")
+    g.add_argument(
+        "--romanized",
+        action="store_true",
+        help=(
+            "the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is"
+        ),
+    )
+    g.add_argument(
+        "--phonemes",
+        choices=("espeak",),
+        help=(
+            "IPA instead of Buckwalter: for a base whose tokenizer cannot take Buckwalter; stock tools then read "
+            "IPA only"
+        ),
+    )
+    g.add_argument(
+        "--substitute",
+        default="",
+        help=(
+            "Buckwalter symbols the tokenizer does not know and what to write for them: '{=W,|=X'; bundles carry "
+            "the table"
+        ),
+    )
+    g.add_argument(
+        "--letters-per-sec",
+        type=real(0, 1000),
+        nargs=2,
+        default=(2.0, 25.0),
+        metavar=("MIN", "MAX"),
+        help="reject what is read slower or faster: text of another clip",
+    )
     g = p.add_argument_group("audio")
-    g.add_argument("--min-sec", type=real(0.05, 3600), default=1.0, help="reject shorter utterances, in seconds after trimming")
-    g.add_argument("--max-sec", type=real(0.05, 3600), default=20.0, help="reject longer utterances, in seconds after trimming")
-    g.add_argument("--trim", action=argparse.BooleanOptionalAction, default=True, help="cut silence from both ends, keeping --head-sec and --tail-sec of it")
-    g.add_argument("--floor-db", type=real(1, 200), default=40.0, help="silence is this far below the loudest 20 ms, in dB")
+    g.add_argument(
+        "--min-sec", type=real(0.05, 3600), default=1.0, help="reject shorter utterances, in seconds after trimming"
+    )
+    g.add_argument(
+        "--max-sec", type=real(0.05, 3600), default=20.0, help="reject longer utterances, in seconds after trimming"
+    )
+    g.add_argument(
+        "--trim",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="cut silence from both ends, keeping --head-sec and --tail-sec of it",
+    )
+    g.add_argument(
+        "--floor-db", type=real(1, 200), default=40.0, help="silence is this far below the loudest 20 ms, in dB"
+    )
     g.add_argument("--head-sec", type=real(0, 60), default=0.1, help="silence kept before the first word")
     g.add_argument(
         "--tail-sec",
         type=real(0, 60),
         default=0.6,
-        help="silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 %% (kyutai-labs/pocket-tts#306)",
+        help=(
+            "silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 "
+            "%% (kyutai-labs/pocket-tts#306)"
+        ),
     )
-    g.add_argument("--min-level-db", type=real(-200, 0), default=-45.0, help="reject quieter speech: root mean square after trimming, in dB of full scale")
+    g.add_argument(
+        "--min-level-db",
+        type=real(-200, 0),
+        default=-45.0,
+        help="reject quieter speech: root mean square after trimming, in dB of full scale",
+    )
     g.add_argument("--max-clipped", type=real(0, 1), default=1e-3, help="reject a larger share of samples in flat tops")
     g = p.add_argument_group("codes")
-    g.add_argument("--codes", type=whole(1, 32), help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none")
-    g.add_argument("--codes-weights", type=filled, help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)")
+    g.add_argument(
+        "--codes",
+        type=whole(1, 32),
+        help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none",
+    )
+    g.add_argument(
+        "--codes-weights", type=filled, help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)"
+    )
     g = p.add_argument_group("machine")
     g.add_argument("--device", type=filled, help="where the codec runs; default the GPU of the process, else cpu")
     g.add_argument(
-        "--batch-sec", type=real(0, 1e5), help="seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, where batches do not pay"
+        "--batch-sec",
+        type=real(0, 1e5),
+        help=(
+            "seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, "
+            "where batches do not pay"
+        ),
     )
-    g.add_argument("--workers", type=whole(1, 256), default=2, help="threads that read, resample and trim while the codec encodes")
+    g.add_argument(
+        "--workers", type=whole(1, 256), default=2, help="threads that read, resample and trim while the codec encodes"
+    )
     return p
 
 
@@ -128,7 +230,10 @@ def check_args(args: argparse.Namespace) -> None:
     args.substitute = pairs(args.substitute, "--substitute")
     for symbol, other in args.substitute.items():
         if symbol not in arabic.FROM_MODEL or len(other) != 1 or other in arabic.FROM_MODEL or other.isspace():
-            raise UserError(f"--substitute {symbol}={other}: a Buckwalter symbol on the left, on the right one that Buckwalter does not use")
+            raise UserError(
+                f"--substitute {symbol}={other}: a Buckwalter symbol on the left, on the right one that Buckwalter "
+                "does not use"
+            )
     if len(set(args.substitute.values())) < len(args.substitute):
         raise UserError("--substitute: one symbol stands for two; romanisation would not be reversible")
     args.split_map = pairs(args.split_map, "--split-map")
@@ -162,7 +267,9 @@ def utterance_text(text: str, tokenizer, args: argparse.Namespace) -> tuple[str,
         if not text_norm:
             raise arabic.TextError("no text")
     else:
-        text_norm, text_model = arabic.model_text(text, phonemes=args.phonemes, substitutes=args.substitute, notes=notes)
+        text_norm, text_model = arabic.model_text(
+            text, phonemes=args.phonemes, substitutes=args.substitute, notes=notes
+        )
     if (args.romanized or args.phonemes) and tokenizer.decode(tokenizer.encode(text_model)) != text_model:
         raise arabic.TextError("the tokenizer cannot spell this text")
     return text_norm, text_model, notes
@@ -194,8 +301,19 @@ def prepare(utterance: Utterance, tokenizer, rate: int, args: argparse.Namespace
     except (arabic.TextError, AudioError) as error:
         return str(error)
     row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "chapter": utterance.chapter}
-    row |= {"text": utterance.text, "text_norm": text_norm, "text_model": text_model, "duration_sec": round(seconds, 3), "speech_end_sec": round(end / rate, 3)}
-    row |= {"raw_sec": round(len(raw) / raw_rate, 3), "raw_level_db": round(level_db(raw), 2), "level_db": round(level_db(samples), 2), "letters_per_sec": round(letters, 2)}
+    row |= {
+        "text": utterance.text,
+        "text_norm": text_norm,
+        "text_model": text_model,
+        "duration_sec": round(seconds, 3),
+        "speech_end_sec": round(end / rate, 3),
+    }
+    row |= {
+        "raw_sec": round(len(raw) / raw_rate, 3),
+        "raw_level_db": round(level_db(raw), 2),
+        "level_db": round(level_db(samples), 2),
+        "letters_per_sec": round(letters, 2),
+    }
     row |= {"mixed": mixed} if mixed else {}
     if notes:
         row["text_notes"] = dict(notes)
@@ -255,7 +373,9 @@ def blocks(corpus_shards: list, mine: range, writer: CacheWriter) -> Iterator[tu
         yield shard, writer.block(shard, index), []
 
 
-def ahead(work: Iterator[tuple[int, Path, list[Utterance]]], pool: ThreadPoolExecutor, prepared: partial) -> Iterator[tuple[int, Path, list[Utterance], list[Future]]]:
+def ahead(
+    work: Iterator[tuple[int, Path, list[Utterance]]], pool: ThreadPoolExecutor, prepared: partial
+) -> Iterator[tuple[int, Path, list[Utterance], list[Future]]]:
     """The blocks with their utterances' preparation under way: of the next one too, while this one is encoded."""
     waiting: deque = deque()
     for shard, path, block in work:
@@ -265,7 +385,16 @@ def ahead(work: Iterator[tuple[int, Path, list[Utterance]]], pool: ThreadPoolExe
     yield from waiting
 
 
-def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: PartialState, tokenizer, mimi, moshi, args: argparse.Namespace) -> None:
+def encode_corpus(
+    shards: list,
+    total: int | None,
+    writer: CacheWriter,
+    state: PartialState,
+    tokenizer,
+    mimi,
+    moshi,
+    args: argparse.Namespace,
+) -> None:
     """Write every block of this process's shards that is not there yet."""
     rate, frame = mimi.sample_rate, int(mimi.sample_rate / mimi.frame_rate)
     device = torch.device(args.device)
@@ -277,7 +406,9 @@ def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: P
     before = writer.num_blocks() * BLOCK // state.num_processes
     bar = tqdm(total=share, initial=before, unit=" clips", disable=None if state.is_main_process else True)
     with ThreadPoolExecutor(args.workers) as pool:
-        for shard, path, block, futures in ahead(blocks(shards, mine, writer), pool, partial(prepare, tokenizer=tokenizer, rate=rate, args=args)):
+        for shard, path, block, futures in ahead(
+            blocks(shards, mine, writer), pool, partial(prepare, tokenizer=tokenizer, rate=rate, args=args)
+        ):
             if not block:
                 writer.finish_shard(shard)
                 continue
@@ -289,7 +420,9 @@ def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: P
             kept = [i for i, found in enumerate(latents) if np.ptp(found, axis=0).max() >= 1e-6]
             rejects += [rejected(of[i], "constant latents") for i in range(len(good)) if i not in kept]
             if good and not kept:
-                raise UserError(f"base {args.base}: its codec gives constant latents (weights without voice cloning?); {GATED}")
+                raise UserError(
+                    f"base {args.base}: its codec gives constant latents (weights without voice cloning?); {GATED}"
+                )
             samples = [good[i].samples for i in kept]
             rows = [good[i].row | {"num_frames": len(latents[i])} for i in kept]
             arrays = {"latents": np.concatenate([np.zeros((0, 32), np.float32), *(latents[i] for i in kept)])}
@@ -301,8 +434,14 @@ def encode_corpus(shards: list, total: int | None, writer: CacheWriter, state: P
             progress = f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - start):.1f}x real time"
             bar.update(len(block))
             bar.set_postfix_str(progress)
-            if state.is_main_process and bar.disable and time.monotonic() - said > 15:  # no terminal: a line now and then
-                left = f", {(share - before - clips) * (time.monotonic() - start) / clips / 60:.1f} min left" if share else ""
+            if (
+                state.is_main_process and bar.disable and time.monotonic() - said > 15
+            ):  # no terminal: a line now and then
+                left = (
+                    f", {(share - before - clips) * (time.monotonic() - start) / clips / 60:.1f} min left"
+                    if share
+                    else ""
+                )
                 print(f"{before + clips} clips, {progress}{left}", flush=True)
                 said = time.monotonic()
     bar.close()
@@ -321,9 +460,11 @@ def by_reason(rejects: list[dict]) -> dict[str, list[dict]]:
 
 
 def suspects(rows: list[dict], lines: dict[str, int]) -> dict[str, list[dict]]:
-    """The pairs most likely wrong, each kind with the worst first: read slowest and fastest for their speaker, and quietest.
+    """The pairs most likely wrong, each kind with the worst first: read slowest and fastest for their speaker, and
+    quietest.
 
-    `rate`: letters a second over the median of the speaker; `far` tells those of a clip cut short or with half its text.
+    `rate`: letters a second over the median of the speaker; `far` tells those of a clip cut short or with half its
+    text.
     """
     speakers: dict[str, list[float]] = {}
     for row in rows:
@@ -358,7 +499,8 @@ def statistics(
     symbols: dict,
     lines: dict[str, int] | None = None,
 ) -> dict:
-    """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation, suspects; latents [frames, 32]."""
+    """Counts, hours, rejects by reason, marks, tokens per word, latent mean and deviation, suspects; latents [frames,
+    32]."""
     total, square = np.zeros(32), np.zeros(32)
     for first in range(0, len(latents), 1 << 16):  # in pieces: memory does not grow with the corpus
         part = latents[first : first + (1 << 16)].astype(np.float64)
@@ -378,7 +520,9 @@ def statistics(
         "longest_text_tokens": max(pieces),
         "unknown_pieces": [s for s, entry in symbols.items() if not entry["known"]],
         "tokenizer_audit": symbols,
-        "letters_per_sec": [round(float(q), 2) for q in np.percentile([r["letters_per_sec"] for r in rows], (1, 50, 99))],
+        "letters_per_sec": [
+            round(float(q), 2) for q in np.percentile([r["letters_per_sec"] for r in rows], (1, 50, 99))
+        ],
         "level_db": [round(float(q), 2) for q in np.percentile([r["level_db"] for r in rows], (1, 50, 99))],
         "latent_mean": round(float(mean.mean()), 4),
         "latent_std": round(float(np.sqrt(np.maximum(square / len(latents) - mean**2, 0)).mean()), 4),
@@ -387,18 +531,27 @@ def statistics(
 
 
 @torch.no_grad()
-def plot_statistics(path: Path, rows: list[dict], rejects: list[dict], stats: dict, voice: Path, mimi, device: str) -> None:
-    """stats.png: durations, reading rate, level before and after trimming; rejects by reason; the pairs most likely wrong;
-    and the voice prompt through the codec."""
+def plot_statistics(
+    path: Path, rows: list[dict], rejects: list[dict], stats: dict, voice: Path, mimi, device: str
+) -> None:
+    """stats.png: durations, reading rate, level before and after trimming; rejects by reason; the pairs most likely
+    wrong; and the voice prompt through the codec."""
     tables = list(stats["suspects"])
     layout = [["sec", "rate", "level"], *([name] * 3 for name in ("rejects", *tables, "voice", "codec"))]
     heights = [3, max(1.2, 0.6 + 0.3 * min(len(stats["rejects"]), REASONS)), *[0.5 + 0.28 * SUSPECTS] * 3, 2.4, 2.4]
-    figure, axes = plt.subplot_mosaic(layout, figsize=(13, sum(heights) + 1), height_ratios=heights, layout="constrained")
+    figure, axes = plt.subplot_mosaic(
+        layout, figsize=(13, sum(heights) + 1), height_ratios=heights, layout="constrained"
+    )
     axes["sec"].hist([r["duration_sec"] for r in rows], 40)
     axes["sec"].set(title="duration after trimming", xlabel="seconds", ylabel="utterances")
     axes["rate"].hist([r["letters_per_sec"] for r in rows], 40)
     axes["rate"].set(title="letters a second of speech", xlabel="letters/s")
-    axes["level"].hist([[r["raw_level_db"] for r in rows], [r["level_db"] for r in rows]], 40, label=["as given", "trimmed"], histtype="step")
+    axes["level"].hist(
+        [[r["raw_level_db"] for r in rows], [r["level_db"] for r in rows]],
+        40,
+        label=["as given", "trimmed"],
+        histtype="step",
+    )
     axes["level"].set(title="level", xlabel="dB of full scale")
     axes["level"].legend()
     plot_rejects(axes["rejects"], by_reason(rejects), len(rows) + len(rejects))
@@ -410,7 +563,12 @@ def plot_statistics(path: Path, rows: list[dict], rejects: list[dict], stats: di
     for name, audio in (("voice", samples), ("codec", decode_latents(mimi, latents)[: len(samples)])):
         # 43 ms windows resolve harmonics about 100 Hz apart.
         axes[name].specgram(audio + 1e-9, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
-        axes[name].set(title={"voice": "voice.wav", "codec": "voice.wav through the codec"}[name], ylim=(0, 6000), ylabel="Hz", xlabel="seconds")
+        axes[name].set(
+            title={"voice": "voice.wav", "codec": "voice.wav through the codec"}[name],
+            ylim=(0, 6000),
+            ylabel="Hz",
+            xlabel="seconds",
+        )
     with warnings.catch_warnings():  # a text may have characters the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         with atomic_write(path) as tmp:
@@ -483,7 +641,9 @@ def main() -> None:
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu") from None
+        raise UserError(
+            f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu"
+        ) from None
 
     # 1. The base and the corpus, checked before anything slow.
     recorded = recorded_options(args.out) or {}
@@ -494,15 +654,29 @@ def main() -> None:
     config = load_config(args.base)
     weights = load_weights(config)
     tokenizer = load_tokenizer(config)
-    symbols = {} if args.phonemes else audit(tokenizer, "".join(args.substitute.get(c, c) for c in arabic.FROM_MODEL if c != " "))
+    symbols = (
+        {}
+        if args.phonemes
+        else audit(tokenizer, "".join(args.substitute.get(c, c) for c in arabic.FROM_MODEL if c != " "))
+    )
     unknown = " ".join(s for s, entry in symbols.items() if not entry["known"])
     if unknown:
-        raise UserError(f"base {args.base}: its tokenizer does not know {unknown}; write others for them (--substitute '{unknown[0]}=W'), or use --phonemes espeak")
+        raise UserError(
+            f"base {args.base}: its tokenizer does not know {unknown}; write others for them (--substitute "
+            f"'{unknown[0]}=W'), or use --phonemes espeak"
+        )
     mimi = load_mimi(config, weights)
 
     # 2. The cache: new, to be continued, or done.
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus", "revision", "workers", "batch_sec")}
-    options |= {"corpus": corpus.name, "corpus_revision": corpus.revision, "encoder_sha256": encoder_hash(mimi), "letters_per_sec": list(args.letters_per_sec)}
+    options = {
+        k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus", "revision", "workers", "batch_sec")
+    }
+    options |= {
+        "corpus": corpus.name,
+        "corpus_revision": corpus.revision,
+        "encoder_sha256": encoder_hash(mimi),
+        "letters_per_sec": list(args.letters_per_sec),
+    }
     writer = CacheWriter(args.out, options)
     if writer.complete:
         Cache(args.out)  # raises UserError for one that has been damaged since
@@ -527,10 +701,16 @@ def main() -> None:
         writer.discard()
         reasons = "; ".join(f"{found[0]['reason']}, {places(found)}" for found in list(by_reason(rejects).values())[:3])
         raise UserError(f"{args.corpus}: none of its {len(rejects)} utterances can be used: {reasons}")
-    stats = statistics(rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols, corpus.lines)
+    stats = statistics(
+        rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols, corpus.lines
+    )
     write_json(args.out / "stats.json", stats)
     plot_statistics(args.out / "stats.png", rows, rejects, stats, args.out / "voice.wav", mimi, args.device)
-    writer.finish(rows, rejects, {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})})
+    writer.finish(
+        rows,
+        rejects,
+        {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})},
+    )
     report(args, rows, rejects, stats)
 
 

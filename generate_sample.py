@@ -2,24 +2,27 @@
 """Bundle and Arabic text in, speech out, through the wheel's own inference.
 
 Reads   --text, --text-file (a text a line) or - (standard input);
-        --model: a run (runs/NAME), a bundle, or a repository of the hub (OWNER/NAME) that --push made; default the newest run
-        that has a bundle, else demo/bundle.
+        --model: a run (runs/NAME), a bundle, or a repository of the hub (OWNER/NAME) that --push made; default the
+        newest run that has a bundle, else demo/bundle.
 Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for each line of the text.
-        With --evaluate the folder --out: evaluation.json, the same as a table in evaluation.md, and every wav that was judged.
+        With --evaluate the folder --out: evaluation.json, the same as a table in evaluation.md, and every wav that was
+        judged.
 
     python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ."
     python generate_sample.py --text-file poems.txt --out poems/        # the folder exists: a wav a line
     echo "هَلْ أَنْتَ بِخَيْرٍ؟" | python generate_sample.py - --stream --out now.wav
     python generate_sample.py --text "ذهب الولد إلى المدرسة." --diacritize --pausal
     python generate_sample.py --text "AlS~aboru mifotaAHu Alofaraji." --romanized
-    python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run                   # what would be read, no model run
-    python generate_sample.py --model runs/clartts --push OWNER/NAME       # publish the bundle; then --model OWNER/NAME
-    python generate_sample.py --evaluate --data data/demo                  # how good is it, on the test split? offline
-    python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr openai/whisper-large-v3
+    python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run                   # what would be read,
+    no model run python generate_sample.py --model runs/clartts --push OWNER/NAME       # publish the bundle; then
+    --model OWNER/NAME python generate_sample.py --evaluate --data data/demo                  # how good is it, on the
+    test split? offline python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr
+    openai/whisper-large-v3
 
-Long texts are spoken in chunks, cut at the ends of sentences and clauses, and many chunks or lines as a batch, on a GPU where
-there is one. What a chunk sounds like depends on --seed and its own text, not on its neighbours. One that misses its end is
-spoken again with the next seed. The same text, model, voice, options and --seed give the same file on the same machine.
+Long texts are spoken in chunks, cut at the ends of sentences and clauses, and many chunks or lines as a batch, on a GPU
+where there is one. What a chunk sounds like depends on --seed and its own text, not on its neighbours. One that misses
+its end is spoken again with the next seed. The same text, model, voice, options and --seed give the same file on the
+same machine.
 """
 
 import argparse
@@ -91,33 +94,76 @@ def build_parser() -> Parser:
     g.add_argument("--text-file", type=location, help="UTF-8 file, a text a line")
     g.add_argument("--romanized", action="store_true", help="the text is Buckwalter, not Arabic script")
     g.add_argument("--numbers", action=argparse.BooleanOptionalAction, default=True, help="read digits as words")
-    g.add_argument("--diacritize", action="store_true", help="restore the marks of letters that have none, with a small model that works offline; it errs on some 6 in 100 letters")
-    g.add_argument("--pausal", action="store_true", help="drop final short vowels and tanween before a stop, as a reader of Classical Arabic does")
+    g.add_argument(
+        "--diacritize",
+        action="store_true",
+        help=(
+            "restore the marks of letters that have none, with a small model that works offline; it errs on some "
+            "6 in 100 letters"
+        ),
+    )
+    g.add_argument(
+        "--pausal",
+        action="store_true",
+        help="drop final short vowels and tanween before a stop, as a reader of Classical Arabic does",
+    )
     g.add_argument("--model", type=filled, help="run or bundle folder, or OWNER/NAME on the hub")
     g.add_argument("--push", type=filled, metavar="OWNER/NAME", help="upload the bundle to the hub and speak nothing")
     g.add_argument("--voice", type=location, help="reference recording of the voice; default the bundle's voice.wav")
     g.add_argument("--out", type=location, help="wav file to write, default sample.wav; or a folder: one wav a line")
-    g.add_argument("--stream", action="store_true", help="write the wav as it is spoken, playable at once; no second attempts then")
+    g.add_argument(
+        "--stream", action="store_true", help="write the wav as it is spoken, playable at once; no second attempts then"
+    )
     g.add_argument("--plot", action="store_true", help="also draw a spectrogram, beside the wav")
-    g.add_argument("--dry-run", action="store_true", help="show normalised Arabic, Buckwalter, tokens and chunks; speak nothing")
+    g.add_argument(
+        "--dry-run", action="store_true", help="show normalised Arabic, Buckwalter, tokens and chunks; speak nothing"
+    )
     g = p.add_argument_group("how")
     g.add_argument("--seed", type=whole(0, 2**62), default=0, help="fixes the noise")
     g.add_argument("--temperature", type=real(0, 10), help="variance of the noise; default the bundle's")
-    g.add_argument("--guidance", type=real(0, 100), default=1.0, metavar="W", help="follow text and voice W times as much as the model does by itself, at twice the work; 1 is off")
+    g.add_argument(
+        "--guidance",
+        type=real(0, 100),
+        default=1.0,
+        metavar="W",
+        help="follow text and voice W times as much as the model does by itself, at twice the work; 1 is off",
+    )
     g.add_argument("--steps", type=whole(1, 1000), default=1, help="LSD decoding steps a frame")
-    g.add_argument("--eos-threshold", type=real(-1000, 1000), help="logit above which an utterance ends; default the bundle's")
-    g.add_argument("--max-tokens", type=whole(1, 10**6), help="longest chunk of text, in tokens; default the longest text of training")
-    g.add_argument("--retries", type=whole(0, 100), default=2, help="more attempts at a chunk that misses its end or is silent")
+    g.add_argument(
+        "--eos-threshold", type=real(-1000, 1000), help="logit above which an utterance ends; default the bundle's"
+    )
+    g.add_argument(
+        "--max-tokens",
+        type=whole(1, 10**6),
+        help="longest chunk of text, in tokens; default the longest text of training",
+    )
+    g.add_argument(
+        "--retries", type=whole(0, 100), default=2, help="more attempts at a chunk that misses its end or is silent"
+    )
     g.add_argument(
         "--batch-size",
         type=whole(1, 4096),
         metavar="N",
-        help="chunks spoken at once; default 64 on a GPU, 16 else. One takes some 30 MB in the released size, 5 MB in the embedded one",
+        help=(
+            "chunks spoken at once; default 64 on a GPU, 16 else. One takes some 30 MB in the released size, 5 "
+            "MB in the embedded one"
+        ),
     )
     g = p.add_argument_group("evaluation")
-    g.add_argument("--evaluate", action="store_true", help="speak the test split of a cache and measure it, beside its recordings and the codec")
-    g.add_argument("--data", type=location, default=Path("data/clartts"), help="the cache, made by data_prep.py; default data/clartts")
-    g.add_argument("--seeds", type=whole(1, 1000), default=3, help="times each sentence is spoken, with --seed and those after it")
+    g.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="speak the test split of a cache and measure it, beside its recordings and the codec",
+    )
+    g.add_argument(
+        "--data",
+        type=location,
+        default=Path("data/clartts"),
+        help="the cache, made by data_prep.py; default data/clartts",
+    )
+    g.add_argument(
+        "--seeds", type=whole(1, 1000), default=3, help="times each sentence is spoken, with --seed and those after it"
+    )
     g.add_argument("--sentences", type=whole(1, 10**6), help="only the first so many")
     g.add_argument(
         "--asr",
@@ -125,10 +171,16 @@ def build_parser() -> Parser:
         default=[],
         type=named,
         metavar="[LABEL=]NAME",
-        help="recogniser whose errors are counted, may be repeated: OWNER/NAME of the hub, for transformers, as openai/whisper-large-v3; "
+        help="recogniser whose errors are counted, may be repeated: OWNER/NAME of the hub, for transformers, as "
+        "openai/whisper-large-v3; "
         'or "program:COMMAND", which reads a file of {"wav"} lines and prints {"hyp"} lines',
     )
-    g.add_argument("--speaker-model", type=filled, metavar="NAME", help="x-vector model of the hub that compares voices, as microsoft/wavlm-base-plus-sv")
+    g.add_argument(
+        "--speaker-model",
+        type=filled,
+        metavar="NAME",
+        help="x-vector model of the hub that compares voices, as microsoft/wavlm-base-plus-sv",
+    )
     return p
 
 
@@ -148,7 +200,10 @@ def named(text: str) -> tuple[str, str]:
 
 def check_args(args: argparse.Namespace) -> None:
     sources = [s for s in (args.stdin, args.text, args.text_file) if s is not None]
-    for flag, given, what in (("--push", args.push, "uploads and speaks nothing"), ("--evaluate", args.evaluate, "speaks the sentences of --data")):
+    for flag, given, what in (
+        ("--push", args.push, "uploads and speaks nothing"),
+        ("--evaluate", args.evaluate, "speaks the sentences of --data"),
+    ):
         if given and sources:
             raise UserError(f"{flag} {what}; give no text with it")
     if len(sources) != 1 and not args.push and not args.evaluate:
@@ -160,7 +215,10 @@ def check_args(args: argparse.Namespace) -> None:
     if args.evaluate:
         for flag in ("push", "stream", "dry_run", "plot", "diacritize", "pausal", "romanized"):
             if getattr(args, flag):
-                raise UserError(f"--{flag.replace('_', '-')} does not go with --evaluate, which speaks the cache's texts as they are; leave it out")
+                raise UserError(
+                    f"--{flag.replace('_', '-')} does not go with --evaluate, which speaks the cache's texts as they "
+                    "are; leave it out"
+                )
         if len({label for label, _ in args.asr}) < len(args.asr):
             raise UserError("--asr: two of the same name; give one a label, --asr label=name")
         if args.out.is_file():
@@ -173,7 +231,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.out.is_dir() and args.stream:
         raise UserError(f"--out {args.out}: is a folder; --stream writes one wav, name it")
     if not args.out.is_dir() and args.out.suffix.lower() != ".wav":
-        raise UserError(f"--out {args.out}: neither a .wav nor a folder; name it .wav, or mkdir -p {args.out} for a wav a line")
+        raise UserError(
+            f"--out {args.out}: neither a .wav nor a folder; name it .wav, or mkdir -p {args.out} for a wav a line"
+        )
     folder = args.out if args.out.is_dir() else args.out.resolve().parent
     if not folder.is_dir():
         raise UserError(f"--out {args.out}: no such folder; mkdir -p {args.out.parent}")
@@ -209,11 +269,12 @@ def default_model() -> Path:
 
 
 class StreamedWav:
-    """A wav that grows: its header says it is as long as can be until it is left, by an error or a signal too, and the true
-    length is put in."""
+    """A wav that grows: its header says it is as long as can be until it is left, by an error or a signal too, and the
+    true length is put in."""
 
     def __init__(self, path: Path, rate: int):
-        self.file, self.rate, self.size = open(path, "wb", buffering=0), rate, 0  # what a full disk refused is not tried again
+        # what a full disk refused is not tried again
+        self.file, self.rate, self.size = (open(path, "wb", buffering=0), rate, 0)
         self._header(2**32 - 1 - 36)
 
     def _header(self, size: int) -> None:
@@ -223,7 +284,8 @@ class StreamedWav:
 
     def write(self, samples: np.ndarray) -> None:
         self.file.seek(44 + self.size)
-        data = np.clip(np.floor(samples * 32768), -32768, 32767).astype("<i2").tobytes()  # as libsndfile rounds, to the bit
+        # as libsndfile rounds, to the bit
+        data = np.clip(np.floor(samples * 32768), -32768, 32767).astype("<i2").tobytes()
         while data:
             written = self.file.write(data)
             self.size, data = self.size + written, data[written:]
@@ -237,8 +299,8 @@ class StreamedWav:
 
 
 def write(path: Path, pieces: Iterable[np.ndarray], rate: int, plotted: bool) -> float:
-    """Write a wav as its pieces [samples] come, whole or not at all, and its spectrogram if `plotted`; warn if it is silent or
-    clipped. Returns its seconds."""
+    """Write a wav as its pieces [samples] come, whole or not at all, and its spectrogram if `plotted`; warn if it is
+    silent or clipped. Returns its seconds."""
     peak, silent = 0.0, True
     with atomic_write(path) as tmp, StreamedWav(tmp, rate) as wav:
         for piece in pieces:
@@ -247,7 +309,10 @@ def write(path: Path, pieces: Iterable[np.ndarray], rate: int, plotted: bool) ->
     if silent:
         print(f"warning: {path}: silent; the model has not learnt to speak, or --voice is empty")
     if peak > 1:
-        print(f"warning: {path}: louder than a wav holds by {20 * np.log10(peak):.1f} dB, so its peaks are cut; a quieter --voice helps")
+        print(
+            f"warning: {path}: louder than a wav holds by {20 * np.log10(peak):.1f} dB, so its peaks are cut; a "
+            "quieter --voice helps"
+        )
     if plotted:
         plot(path, read_audio(path, rate), rate)
     return wav.size / 2 / rate
@@ -271,7 +336,9 @@ def plot(path: Path, samples: np.ndarray, rate: int) -> None:
 def progress(items: Iterable, unit: str, total: int | None = None) -> tqdm:
     """A bar over `items`, from three on; without a terminal, a line now and then."""
     total = len(items) if total is None else total
-    return tqdm(items, total=total, unit=f" {unit}", disable=total < 3, delay=1, mininterval=0.1 if sys.stderr.isatty() else 30)
+    return tqdm(
+        items, total=total, unit=f" {unit}", disable=total < 3, delay=1, mininterval=0.1 if sys.stderr.isatty() else 30
+    )
 
 
 def device() -> str:
@@ -304,15 +371,30 @@ def begin_evaluation(args: argparse.Namespace, info: dict, voice: Path) -> tuple
     if not rows:
         raise UserError(f"{args.data}: no test split; prepare a corpus with more utterances")
     if cache.info["options"]["romanized"] and args.asr:
-        raise UserError(f"{args.data}: its text is romanised, and recognisers write Arabic script; leave --asr out, or prepare the corpus from Arabic text")
+        raise UserError(
+            f"{args.data}: its text is romanised, and recognisers write Arabic script; leave --asr out, or prepare the "
+            "corpus from Arabic text"
+        )
     for key in ("phonemes", "substitute"):
         if cache.info["options"][key] != info[key]:
-            raise UserError(f"{args.data}: prepared with {key} {cache.info['options'][key]}, but the bundle reads {key} {info[key]}; give the cache it was trained on")
-    options = {"model_sha256": info["sha256"]["model.safetensors"], "voice_sha256": sha256(voice), "manifest_sha256": sha256(args.data / "manifest.jsonl")}
-    options |= {name: getattr(args, name) for name in ("temperature", "guidance", "steps", "eos_threshold", "max_tokens", "retries")}
+            raise UserError(
+                f"{args.data}: prepared with {key} {cache.info['options'][key]}, but the bundle reads {key} "
+                f"{info[key]}; give the cache it was trained on"
+            )
+    options = {
+        "model_sha256": info["sha256"]["model.safetensors"],
+        "voice_sha256": sha256(voice),
+        "manifest_sha256": sha256(args.data / "manifest.jsonl"),
+    }
+    options |= {
+        name: getattr(args, name)
+        for name in ("temperature", "guidance", "steps", "eos_threshold", "max_tokens", "retries")
+    }
     saved = args.out / "options.json"
     if saved.exists() and (changed := differences(read_json(saved, f"measure anew: rm -r {args.out}"), options)):
-        raise UserError(f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}")
+        raise UserError(
+            f"{args.out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {args.out}"
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(saved, options)
@@ -322,9 +404,9 @@ def begin_evaluation(args: argparse.Namespace, info: dict, voice: Path) -> tuple
 
 
 def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
-    """Speak the test split with several seeds, and once with its vowels swapped; measure that beside the recordings and their
-    codec round trips. args.out gets KIND/ID.wav, spoken.jsonl, measured.jsonl, heard.jsonl, evaluation.json, evaluation.md; what
-    is there already is not done again."""
+    """Speak the test split with several seeds, and once with its vowels swapped; measure that beside the recordings and
+    their codec round trips. args.out gets KIND/ID.wav, spoken.jsonl, measured.jsonl, heard.jsonl, evaluation.json,
+    evaluation.md; what is there already is not done again."""
     from pocket_arabic import evaluation  # librosa takes a second to load
 
     # 1. What is compared. Recognisers come before the work, so that a wrong name costs no time.
@@ -335,12 +417,18 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold, args.guidance).to(device())
     state, rate = voice_of(model, voice), model.sample_rate
     # A second attempt takes the next seed, so seeds stand apart by what they may need.
-    seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds * (args.retries + 1), args.retries + 1)}
+    seeds = {
+        f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds * (args.retries + 1), args.retries + 1)
+    }
     texts = {(kind, row["id"]): row["text_model"] for kind in seeds for row in rows}
     swapped = f"swapped_{args.seed}"
     if not info["phonemes"] and not cache.info["options"]["romanized"]:
         wrong = {row["id"]: arabic.swap_vowels(row["text_norm"]) for row in rows}
-        texts |= {(swapped, row["id"]): arabic.model_text(wrong[row["id"]], substitutes=info["substitute"])[1] for row in rows if wrong[row["id"]] != row["text_norm"]}
+        texts |= {
+            (swapped, row["id"]): arabic.model_text(wrong[row["id"]], substitutes=info["substitute"])[1]
+            for row in rows
+            if wrong[row["id"]] != row["text_norm"]
+        }
     wavs = {(kind, row["id"]): args.out / kind / f"{row['id']}.wav" for kind in ("recording", "codec") for row in rows}
     wavs |= {key: args.out / key[0] / f"{key[1]}.wav" for key in texts}
     for wav in wavs.values():
@@ -349,14 +437,27 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     # 2. Recordings, round trips, speech.
     for row in rows:
         if not wavs["codec", row["id"]].exists():
-            write_wav(wavs["codec", row["id"]], decode_latents(model.mimi, torch.from_numpy(np.array(cache.row_latents(row))).to(device())), rate)
-    for identity, samples in evaluation.recordings(cache, [row for row in rows if not wavs["recording", row["id"]].exists()], rate):
+            write_wav(
+                wavs["codec", row["id"]],
+                decode_latents(model.mimi, torch.from_numpy(np.array(cache.row_latents(row))).to(device())),
+                rate,
+            )
+    for identity, samples in evaluation.recordings(
+        cache, [row for row in rows if not wavs["recording", row["id"]].exists()], rate
+    ):
         write_wav(wavs["recording", identity], samples, rate)
     spoken = evaluation.Log(args.out / "spoken.jsonl", "kind", "id")
     seed_of = {key: seeds.get(key[0], args.seed) for key in texts}
     missing = [key for key in texts if key not in spoken or not wavs[key].exists()]
     requests = [Request(texts[key], state, seed_of[key]) for key in missing]
-    results = speak_texts(model, requests, args.max_tokens or info["max_tokens"], args.retries, info["slowest_sec_per_token"], args.batch_size)
+    results = speak_texts(
+        model,
+        requests,
+        args.max_tokens or info["max_tokens"],
+        args.retries,
+        info["slowest_sec_per_token"],
+        args.batch_size,
+    )
     start = time.monotonic()
     for key, (audio, parts) in zip(progress(missing, "sentences"), results):
         write_wav(wavs[key], audio, rate)
@@ -372,14 +473,24 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
         keys = [key for key in wavs if key[1] == row["id"] and key not in measured]
         real = evaluation.Sound.of(clip_of(wavs["recording", row["id"]], rate), rate) if keys else None
         for key in keys:
-            measured.add({"kind": key[0], "id": key[1], **evaluation.distances(real, evaluation.Sound.of(clip_of(wavs[key], rate), rate))})
+            measured.add(
+                {
+                    "kind": key[0],
+                    "id": key[1],
+                    **evaluation.distances(real, evaluation.Sound.of(clip_of(wavs[key], rate), rate)),
+                }
+            )
     heard = evaluation.Log(args.out / "heard.jsonl", "source", "kind", "id")
     judged = [key for key in wavs if key[0] != swapped]
     for (name, source), recognise in zip(args.asr, recognisers.values()):
         if missing := [key for key in judged if (source, *key) not in heard]:
-            for text, key in zip(recognise([wavs[key] for key in missing]), progress(missing, f"clips heard by {name}")):
+            for text, key in zip(
+                recognise([wavs[key] for key in missing]), progress(missing, f"clips heard by {name}")
+            ):
                 heard.add({"source": source, "kind": key[0], "id": key[1], "text": text})
-    for key in progress([key for key in judged if (args.speaker_model, *key) not in heard], "voices") if similarity else []:
+    for key in (
+        progress([key for key in judged if (args.speaker_model, *key) not in heard], "voices") if similarity else []
+    ):
         heard.add({"source": args.speaker_model, "kind": key[0], "id": key[1], "similarity": similarity(wavs[key])})
 
     # 4. Figures.
@@ -387,19 +498,44 @@ def evaluate(args: argparse.Namespace, bundle: Path, info: dict) -> None:
     found = {key: {"kind": key[0], "text": norm[key[1]], **spoken.get(key, {}), **measured[key]} for key in wavs}
     for key in judged:
         said = {name: heard[source, *key]["text"] for name, source in args.asr}
-        found[key] |= {"asr": {name: {"text": text, **evaluation.error_rates(norm[key[1]], text)} for name, text in said.items()}}
+        found[key] |= {
+            "asr": {name: {"text": text, **evaluation.error_rates(norm[key[1]], text)} for name, text in said.items()}
+        }
         found[key] |= {"similarity": heard[args.speaker_model, *key]["similarity"]} if similarity else {}
     groups = {"recording": ["recording"], "codec round trip": ["codec"], f"generated, {len(seeds)} seeds": list(seeds)}
-    summary = {title: evaluation.summarise([[found[kind, row["id"]] for kind in kinds] for row in rows], list(recognisers)) for title, kinds in groups.items()}
-    margins = [found[swapped, i]["mcd_db"] - float(np.mean([found[kind, i]["mcd_db"] for kind in seeds])) for i in norm if (swapped, i) in found]
+    summary = {
+        title: evaluation.summarise([[found[kind, row["id"]] for kind in kinds] for row in rows], list(recognisers))
+        for title, kinds in groups.items()
+    }
+    margins = [
+        found[swapped, i]["mcd_db"] - float(np.mean([found[kind, i]["mcd_db"] for kind in seeds]))
+        for i in norm
+        if (swapped, i) in found
+    ]
     if margins:
-        marks = {"marks_asked": len(margins), "marks_heard": sum(bool(m > 0) for m in margins), "marks_margin_db": evaluation.spread(margins)}
+        marks = {
+            "marks_asked": len(margins),
+            "marks_heard": sum(bool(m > 0) for m in margins),
+            "marks_margin_db": evaluation.spread(margins),
+        }
         summary[f"generated, {len(seeds)} seeds"] |= marks
     normaliser = " ".join(inspect.getdoc(arabic.scored).split("\n\n")[1].split())
-    result = {"command": shlex.join(["python", "generate_sample.py", *sys.argv[1:]]), "checkpoint": info["checkpoint"], **options, **provenance()}
-    result |= {"versions": {p: version(p) for p in ("transformers", "jiwer", "librosa", "scipy")}, "normaliser": normaliser, "summary": summary, "sentences": list(found.values())}
+    result = {
+        "command": shlex.join(["python", "generate_sample.py", *sys.argv[1:]]),
+        "checkpoint": info["checkpoint"],
+        **options,
+        **provenance(),
+    }
+    result |= {
+        "versions": {p: version(p) for p in ("transformers", "jiwer", "librosa", "scipy")},
+        "normaliser": normaliser,
+        "summary": summary,
+        "sentences": list(found.values()),
+    }
     write_json(args.out / "evaluation.json", result)
-    report = evaluation.table(summary) + (f"\nErrors are counted on normalised text. {normaliser}\n" if recognisers else "")
+    report = evaluation.table(summary) + (
+        f"\nErrors are counted on normalised text. {normaliser}\n" if recognisers else ""
+    )
     with atomic_write(args.out / "evaluation.md") as tmp:
         tmp.write_text(report, encoding="utf-8")
     print(f"{report}{args.out / 'evaluation.json'}")
@@ -414,7 +550,10 @@ def main() -> None:
     bundle = find_bundle(args.model or default_model())
     if args.push:
         push_bundle(bundle, args.push)
-        print(f"{args.push}: uploaded; pocket-tts generate --config hf://{args.push}/arabic.yaml --voice hf://{args.push}/voice.wav --text ...")
+        print(
+            f"{args.push}: uploaded; pocket-tts generate --config hf://{args.push}/arabic.yaml --voice "
+            f"hf://{args.push}/voice.wav --text ..."
+        )
         return
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     if args.evaluate:
@@ -428,27 +567,38 @@ def main() -> None:
     for where, text in read_texts(args):
         try:
             notes: Counter[str] = Counter()
-            text_norm, text_model = arabic.model_text(text, args.romanized, args.numbers, info["phonemes"], info["substitute"], rewrite, notes)
+            text_norm, text_model = arabic.model_text(
+                text, args.romanized, args.numbers, info["phonemes"], info["substitute"], rewrite, notes
+            )
         except arabic.TextError as error:
             raise UserError(f"{where}: {error}") from None
         for note, count in notes.items():
             print(f"warning: {where}: {note}{f' ({count} times)' if count > 1 else ''}", flush=True)
         bare = arabic.missing_marks(text_norm)
         if bare > BARE_SHARE:
-            print(f"warning: {where}: {bare:.0%} of the letters lack their mark; the model reads what is written: vocalise it, or --diacritize", flush=True)
+            print(
+                f"warning: {where}: {bare:.0%} of the letters lack their mark; the model reads what is written: "
+                "vocalise it, or --diacritize",
+                flush=True,
+            )
         texts.append((text_norm, text_model, split_text(text_model, tokenizer, max_tokens)))
     if args.dry_run:
         for text_norm, text_model, chunks in texts:
             print(f"Arabic      {text_norm}\nBuckwalter  {text_model}")
             for chunk in chunks:
-                print(f"chunk       {chunk}\n  {len(pieces(tokenizer, chunk))} tokens  {' '.join(pieces(tokenizer, chunk))}")
+                print(
+                    f"chunk       {chunk}\n  {len(pieces(tokenizer, chunk))} tokens  "
+                    f"{' '.join(pieces(tokenizer, chunk))}"
+                )
         return
 
     # 2. Model and voice. A single chunk is spoken by the wheel's own loop, more by the batch.
     chunks = [c for _, _, line in texts for c in line]
     pauses = [[pause_after(c) for c in line[:-1]] + [pause_after(".")] for _, _, line in texts]
     alone = args.stream or len(chunks) == 1
-    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold, args.guidance).to("cpu" if alone else device())
+    model = load_bundle(bundle, args.temperature, args.steps, args.eos_threshold, args.guidance).to(
+        "cpu" if alone else device()
+    )
     rate, watch, state = model.sample_rate, EosWatch(), voice_of(model, args.voice or bundle / "voice.wav")
 
     # 3. Speak.
@@ -487,7 +637,10 @@ def main() -> None:
     elapsed = time.monotonic() - start
     end = "end reached" if not missed else f"the end was NOT reached in {missed} chunk(s): try another --seed"
     again = f", {retried} chunk(s) with another seed" if retried else ""
-    print(f"{args.out}: {seconds:.2f} s of speech in {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), first audio after {first:.2f} s, {end}{again}; model {bundle}")
+    print(
+        f"{args.out}: {seconds:.2f} s of speech in {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), first audio "
+        f"after {first:.2f} s, {end}{again}; model {bundle}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@ Writes  runs/NAME/: args.json, progress.jsonl (one record a logged step and eval
         samples/step_NNNNNN_*.wav, checkpoints/step_NNNNNN/, and at the end bundle/, a Pocket TTS model that stock tools
         load, from the checkpoint whose held-out speech comes nearest to the recordings.
 
-    python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000 --max-hours 0.25
-    python train.py --data data/my_recordings                                             # fine-tune the base, one GPU
-    python train.py --data data/my_recordings --tune lora:32 --lr 1e-4                    # low-rank adapters, merged in the bundle
-    python train.py --data data/my_recordings --base english --teacher runs/teacher       # a small student of a deep model
-    accelerate launch --num_processes 8 train.py --data data/my_recordings --batch-size 8 # several GPUs
-    python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out runs/try   # does it run?
+    python train.py --data data/demo --init scratch --batch-size 16 --lr 1.2e-3 --warmup-steps 100 --epochs 1000
+    --max-hours 0.25 python train.py --data data/my_recordings                                             # fine-tune
+    the base, one GPU python train.py --data data/my_recordings --tune lora:32 --lr 1e-4                    # low-rank
+    adapters, merged in the bundle python train.py --data data/my_recordings --base english --teacher runs/teacher
+    # a small student of a deep model accelerate launch --num_processes 8 train.py --data data/my_recordings
+    --batch-size 8 # several GPUs python train.py --data data/demo --init scratch --max-steps 4 --batch-size 2 --out
+    runs/try   # does it run?
 
 The batch of a step is --batch-size x --grad-accum x processes; runs that agree in it take the same steps.
-The same command again continues; so does, with a constant rate, a longer --max-hours, --max-steps or --epochs. Ctrl-C and
-SIGTERM save first.
+The same command again continues; so does, with a constant rate, a longer --max-hours, --max-steps or --epochs. Ctrl-C
+and SIGTERM save first.
 """
 
 import argparse
@@ -112,8 +113,18 @@ matplotlib.use("Agg")
 # What may change when a run is continued: how long it goes on and what it shows, not what a step does.
 FREE = {"data", "out", "epochs", "max_steps", "max_hours", "patience", "batch_size", "grad_accum"}
 FREE |= {"compile", "wandb", "log_every", "eval_every", "judge_sentences", "sample_every", "keep"}
-MOST_ROWS = 16_384  # of the head at once on a GPU; the largest batch of 64 has three times the mean's 13,000 and would take 25 GiB
-NOT_TAUGHT = ("freeze_head", "tokenizer", "draws", "distill_draws", "distill_head_only", "text_dropout", "voice_dropout", "guide_steps")
+# of the head at once on a GPU; the largest batch of 64 has three times the mean's 13,000 and would take 25 GiB
+MOST_ROWS = 16_384
+NOT_TAUGHT = (
+    "freeze_head",
+    "tokenizer",
+    "draws",
+    "distill_draws",
+    "distill_head_only",
+    "text_dropout",
+    "voice_dropout",
+    "guide_steps",
+)
 DEFAULTS = {  # without and with --teacher
     "init": ("base", "teacher"),
     "guidance": (None, 2.0),
@@ -134,61 +145,147 @@ def build_parser() -> Parser:
     g.add_argument(
         "--init",
         choices=("base", "scratch", "teacher"),
-        help="start from the base's FlowLM (default), from random weights of its shape, or, with --teacher the default, from the lowest and highest layers of the teacher",
+        help=(
+            "start from the base's FlowLM (default), from random weights of its shape, or, with --teacher the "
+            "default, from the lowest and highest layers of the teacher"
+        ),
     )
     g.add_argument(
         "--teacher",
         type=filled,
         metavar="MODEL",
-        help="run, bundle or base of the same widths whose guided output the model learns, in place of the corpus's frames; the head is the teacher's and stays",
+        help=(
+            "run, bundle or base of the same widths whose guided output the model learns, in place of the "
+            "corpus's frames; the head is the teacher's and stays"
+        ),
     )
-    g.add_argument("--guidance", type=real(0, 100), metavar="W", help="how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off")
+    g.add_argument(
+        "--guidance",
+        type=real(0, 100),
+        metavar="W",
+        help="how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off",
+    )
     g.add_argument("--tune", default="full", help=f"what trains: {CHOICES}")
-    g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help="keep flow_net and out_eos; default with lora, always with text")
-    g.add_argument("--lora-alpha", type=real(1e-3, 1e6), help="the adapters are scaled by alpha / rank; default twice the rank")
+    g.add_argument(
+        "--freeze-head",
+        action=argparse.BooleanOptionalAction,
+        help="keep flow_net and out_eos; default with lora, always with text",
+    )
+    g.add_argument(
+        "--lora-alpha", type=real(1e-3, 1e6), help="the adapters are scaled by alpha / rank; default twice the rank"
+    )
     g.add_argument("--lora-dropout", type=real(0, 0.9), default=0.0, help="of the adapters' input")
-    g.add_argument("--tokenizer", choices=("base", "fresh"), default="base", help="fresh: a BPE over this corpus's romanised text, with a text embedding that starts anew")
+    g.add_argument(
+        "--tokenizer",
+        choices=("base", "fresh"),
+        default="base",
+        help="fresh: a BPE over this corpus's romanised text, with a text embedding that starts anew",
+    )
     g.add_argument("--pieces", type=whole(1, 10**6), default=1000, help="size of a fresh tokenizer")
-    g.add_argument("--subset", type=whole(1), help="sanity run: train and evaluate on the first N utterances, which must be overfitted")
+    g.add_argument(
+        "--subset",
+        type=whole(1),
+        help="sanity run: train and evaluate on the first N utterances, which must be overfitted",
+    )
     g = p.add_argument_group("how long (the first limit reached ends the run)")
     g.add_argument("--epochs", type=whole(1, 10**6), default=20, help="passes over the training split")
     g.add_argument("--max-steps", type=whole(1), help="optimiser steps")
     g.add_argument("--max-hours", type=real(1e-6, 1e5), help="hours of wall clock, over all continuations")
-    g.add_argument("--patience", type=whole(1), help="evaluations in a row without a new best; 12 h of speech turn after 1,000 to 3,000 steps of 64 utterances")
+    g.add_argument(
+        "--patience",
+        type=whole(1),
+        help="evaluations in a row without a new best; 12 h of speech turn after 1,000 to 3,000 steps of 64 utterances",
+    )
     g = p.add_argument_group("recipe")
     g.add_argument("--batch-size", type=whole(1, 10**5), default=64, help="utterances at a time, in each process")
     g.add_argument("--grad-accum", type=whole(1, 10**5), default=1, help="such batches a step")
     g.add_argument(
         "--lr",
         type=real(1e-9, 1),
-        help="largest AdamW learning rate; default 2e-4, upstream's for a new language, and 4e-5 with --teacher, also for a new voice of a known language; 1e-3 for a nano model",
+        help=(
+            "largest AdamW learning rate; default 2e-4, upstream's for a new language, and 4e-5 with --teacher, "
+            "also for a new voice of a known language; 1e-3 for a nano model"
+        ),
     )
-    g.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for the hidden matrices; a small model trained for minutes learns faster with it")
-    g.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after warm-up; cosine falls to 0 at the last step or the end of --max-hours")
+    g.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="muon: for the hidden matrices; a small model trained for minutes learns faster with it",
+    )
+    g.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        default="constant",
+        help="after warm-up; cosine falls to 0 at the last step or the end of --max-hours",
+    )
     g.add_argument("--warmup-steps", type=whole(0), default=500, help="steps of linear warm-up")
     g.add_argument("--weight-decay", type=real(0, 10), default=0.1, help="AdamW weight decay")
     g.add_argument("--clip", type=real(1e-6, 1e6), default=1.0, help="largest gradient norm")
-    g.add_argument("--ema", type=real(0, 0.999999), default=0.999, help="decay a step of the averaged weights, which are evaluated and exported")
-    g.add_argument("--draws", type=whole(1, 256), default=4, help="noise and time draws per audio frame; 1 never reaches good quality upstream")
-    g.add_argument("--distill-draws", type=whole(1, 256), default=4, help="the same for the distillation term, whose draws cost three times as much")
+    g.add_argument(
+        "--ema",
+        type=real(0, 0.999999),
+        default=0.999,
+        help="decay a step of the averaged weights, which are evaluated and exported",
+    )
+    g.add_argument(
+        "--draws",
+        type=whole(1, 256),
+        default=4,
+        help="noise and time draws per audio frame; 1 never reaches good quality upstream",
+    )
+    g.add_argument(
+        "--distill-draws",
+        type=whole(1, 256),
+        default=4,
+        help="the same for the distillation term, whose draws cost three times as much",
+    )
     g.add_argument(
         "--distill-head-only",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="no gradient of the distillation term to the transformer; with few frames a step its noise drowns what the text has to teach",
+        help=(
+            "no gradient of the distillation term to the transformer; with few frames a step its noise drowns "
+            "what the text has to teach"
+        ),
     )
-    g.add_argument("--text-dropout", type=real(0, 1), help="share of rows trained without their text; default 0.2, none with --teacher")
-    g.add_argument("--voice-dropout", type=real(0, 1), help="share of rows trained without a voice prompt; default 0.5, none with --teacher")
-    g.add_argument("--mark-dropout", type=real(0, 1), default=0.0, help="share of rows whose text loses marks: half of them all, half a random part")
-    g.add_argument("--stop-dropout", type=real(0, 1), default=0.0, help="share of rows whose text loses its final punctuation")
-    g.add_argument("--nfc-share", type=real(0, 1), default=0.1, help="share of rows whose shadda stands behind its vowel, Unicode's order, which stock tools pass on as it is")
+    g.add_argument(
+        "--text-dropout",
+        type=real(0, 1),
+        help="share of rows trained without their text; default 0.2, none with --teacher",
+    )
+    g.add_argument(
+        "--voice-dropout",
+        type=real(0, 1),
+        help="share of rows trained without a voice prompt; default 0.5, none with --teacher",
+    )
+    g.add_argument(
+        "--mark-dropout",
+        type=real(0, 1),
+        default=0.0,
+        help="share of rows whose text loses marks: half of them all, half a random part",
+    )
+    g.add_argument(
+        "--stop-dropout", type=real(0, 1), default=0.0, help="share of rows whose text loses its final punctuation"
+    )
+    g.add_argument(
+        "--nfc-share",
+        type=real(0, 1),
+        default=0.1,
+        help="share of rows whose shadda stands behind its vowel, Unicode's order, which stock tools pass on as it is",
+    )
     g.add_argument(
         "--guide-steps",
         type=whole(0),
         default=0,
-        help="for so many steps a frame sees only the text expected near it, in a window that opens; a small model needs it to learn which letter is which; 0 is off",
+        help=(
+            "for so many steps a frame sees only the text expected near it, in a window that opens; a small "
+            "model needs it to learn which letter is which; 0 is off"
+        ),
     )
-    g.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="fixes initial weights, order, prompts and noise")
+    g.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="fixes initial weights, order, prompts and noise"
+    )
     g = p.add_argument_group("machine")
     g.add_argument(
         "--compile",
@@ -196,20 +293,40 @@ def build_parser() -> Parser:
         default=False,
         help="torch.compile layers and head: minutes slower at first, then faster; a CPU needs a C++ compiler",
     )
-    g.add_argument("--precision", choices=("bf16", "fp16", "no"), help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU")
+    g.add_argument(
+        "--precision",
+        choices=("bf16", "fp16", "no"),
+        help="default bf16 where the hardware has it; without, fp16 on a GPU and no (fp32) on a CPU",
+    )
     g = p.add_argument_group("watching")
     g.add_argument("--log-every", type=whole(0), default=20, help="steps between printed lines; 0 is off")
     g.add_argument(
-        "--eval-every", type=whole(0), default=250, help="steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last checkpoint is exported)"
+        "--eval-every",
+        type=whole(0),
+        default=250,
+        help=(
+            "steps between held-out evaluations, each on a checkpoint of its own; 0 is off (then the last "
+            "checkpoint is exported)"
+        ),
     )
     g.add_argument(
         "--judge-sentences",
         type=whole(0, 10**5),
         default=16,
-        help="held-out sentences spoken at an evaluation to choose the checkpoint, as often as takes no tenth of the time; 0: choose by the held-out error",
+        help=(
+            "held-out sentences spoken at an evaluation to choose the checkpoint, as often as takes no tenth of "
+            "the time; 0: choose by the held-out error"
+        ),
     )
-    g.add_argument("--sample-every", type=whole(0), default=500, help="steps between spoken samples, a base's own and the last step's included; 0 is off")
-    g.add_argument("--wandb", type=filled, metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in")
+    g.add_argument(
+        "--sample-every",
+        type=whole(0),
+        default=500,
+        help="steps between spoken samples, a base's own and the last step's included; 0 is off",
+    )
+    g.add_argument(
+        "--wandb", type=filled, metavar="PROJECT", help="also log to Weights & Biases; offline if nobody is logged in"
+    )
     g.add_argument("--keep", type=whole(1), default=2, help="newest checkpoints kept, beside the best")
     return p
 
@@ -232,13 +349,21 @@ def check_student(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     """What goes with --teacher, and what only with it."""
     if not args.teacher:
         if args.guidance is not None or args.init == "teacher":
-            raise UserError(f"{'--init teacher' if args.guidance is None else '--guidance'}: needs --teacher, a run, bundle or base")
+            raise UserError(
+                f"{'--init teacher' if args.guidance is None else '--guidance'}: needs --teacher, a run, bundle or base"
+            )
         return
     for name in NOT_TAUGHT:
         if getattr(args, name) != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}: not with --teacher, whose output, head and tokenizer a student learns from; leave it out")
+            raise UserError(
+                f"--{name.replace('_', '-')}: not with --teacher, whose output, head and tokenizer a student learns "
+                "from; leave it out"
+            )
     if args.init == "scratch":
-        raise UserError("--init scratch: not with --teacher; a student starts from its layers (--init teacher) or from the base's own (--init base)")
+        raise UserError(
+            "--init scratch: not with --teacher; a student starts from its layers (--init teacher) or from the base's "
+            "own (--init base)"
+        )
 
 
 def default_precision() -> str:
@@ -261,7 +386,9 @@ def check_args(args: argparse.Namespace) -> None:
 # --- the loop's parts -------------------------------------------------------------------------------------------------
 
 
-def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor]) -> tuple[Config, dict[str, torch.Tensor]]:
+def fresh_vocabulary(
+    args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor]
+) -> tuple[Config, dict[str, torch.Tensor]]:
     """The base with OUT/tokenizer.json, made from the training texts when the run is new."""
     path = args.out / "tokenizer.json"
     with PartialState().main_process_first():
@@ -273,7 +400,11 @@ def fresh_vocabulary(args: argparse.Namespace, cache: Cache, config: Config, wei
 
 def begin_student(shape: Config, name: str, init: str) -> tuple[Config, dict[str, torch.Tensor], FlowLMModel]:
     """Config and weights that a student begins with, of the depth of `shape`, and its teacher. Raises UserError."""
-    config = load_config(name) if base_path(name).is_file() else load_config(str(find_bundle(name, "--teacher") / "arabic.yaml"), bundled=True)
+    config = (
+        load_config(name)
+        if base_path(name).is_file()
+        else load_config(str(find_bundle(name, "--teacher") / "arabic.yaml"), bundled=True)
+    )
     check_teacher(shape, config, same_tokenizer=init == "base")
     weights = load_weights(config)
     own = (shape, taught(load_weights(shape), weights)) if init == "base" else student_of(shape, config, weights)
@@ -289,8 +420,8 @@ def guide_window(step: int, guide_steps: int) -> float | None:
 
 
 def learning_rate(args: argparse.Namespace, step: int, last_step: int, time_share: float) -> float:
-    """Of the update that follows `step` updates. A cosine comes down with the steps or, if these are not all there is time for,
-    with the time (`time_share`, 0 to 1), so that it is down whichever limit ends the run."""
+    """Of the update that follows `step` updates. A cosine comes down with the steps or, if these are not all there is
+    time for, with the time (`time_share`, 0 to 1), so that it is down whichever limit ends the run."""
     rate = args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps))
     if args.schedule == "cosine":
         done = max(step, time_share * last_step) - args.warmup_steps
@@ -325,7 +456,9 @@ def memory_gib() -> float:
 
 
 @torch.no_grad()
-def evaluate(tts: TrainableTTS | Student, ema: EMA, valid: Utterances, batch_size: int, device: torch.device, bits: int | None) -> dict[str, float]:
+def evaluate(
+    tts: TrainableTTS | Student, ema: EMA, valid: Utterances, batch_size: int, device: torch.device, bits: int | None
+) -> dict[str, float]:
     """Held-out means under the averaged weights, with the same noise, times and prompts each time."""
     totals: dict[str, torch.Tensor] = {}
     epoch, rows = valid.epoch(EVAL_EPOCH), np.arange(len(valid))
@@ -356,7 +489,9 @@ CURVES = {"flow_error": "diagonal flow error", "distill_error": "distillation er
 def plot_loss(path: Path, progress: list[dict]) -> None:
     train, valid = ([r for r in progress if r["kind"] == kind] for kind in ("train", "eval"))
     shown = {name: title for name, title in CURVES.items() if any(name in r for r in progress)}
-    figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4 * max(1, len(shown)), 3.5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, max(1, len(shown)), figsize=(4 * max(1, len(shown)), 3.5), layout="constrained", squeeze=False
+    )
     for axis, (name, title) in zip(axes[0], shown.items()):
         held_out = name if name == "speech_score" else f"valid_{name}"
         for label, records, key in (("train", train, name), ("held out (EMA)", valid, held_out)):
@@ -378,8 +513,23 @@ class Training:
     A step's batch, the same whatever the machine, is divided into parts: --grad-accum on each of the processes.
     """
 
-    def __init__(self, args: argparse.Namespace, cache: Cache, config: Config, weights: dict[str, torch.Tensor], mimi: MimiModel, teacher: FlowLMModel | None):
-        self.args, self.cache, self.config, self.weights, self.mimi, self.teacher = args, cache, config, weights, mimi, teacher
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        cache: Cache,
+        config: Config,
+        weights: dict[str, torch.Tensor],
+        mimi: MimiModel,
+        teacher: FlowLMModel | None,
+    ):
+        self.args, self.cache, self.config, self.weights, self.mimi, self.teacher = (
+            args,
+            cache,
+            config,
+            weights,
+            mimi,
+            teacher,
+        )
         self.accelerator = Accelerator(mixed_precision=args.precision, log_with="wandb" if args.wandb else None)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.folder, self.clock, self.pace = RunFolder(args.out), Clock(args.max_hours), Pace()
@@ -403,13 +553,19 @@ class Training:
         flow_lm = build_flow_lm(self.config, None if args.init == "scratch" else self.weights)
         if args.init == "scratch":
             flow_lm.emb_mean, flow_lm.emb_std = latent_statistics(self.cache)
-        set_trainable(flow_lm, args.tune, True if self.teacher else args.freeze_head, args.lora_alpha, args.lora_dropout)
+        set_trainable(
+            flow_lm, args.tune, True if self.teacher else args.freeze_head, args.lora_alpha, args.lora_dropout
+        )
         shares = (args.text_dropout, args.voice_dropout, args.mark_dropout, args.stop_dropout, args.nfc_share)
         per_frame = (0, 0) if self.teacher else (args.draws, args.distill_draws)  # a student has no noise
         self.draws = Draws(args.seed, *shares, *per_frame)
         most_rows = MOST_ROWS if self.device.type == "cuda" else math.inf
         # self.model is the same, wrapped for several processes
-        self.tts = Student(flow_lm, self.place(self.teacher), args.guidance) if self.teacher else TrainableTTS(flow_lm, self.draws, args.distill_head_only, most_rows)
+        self.tts = (
+            Student(flow_lm, self.place(self.teacher), args.guidance)
+            if self.teacher
+            else TrainableTTS(flow_lm, self.draws, args.distill_head_only, most_rows)
+        )
         self.trainable = [p for p in self.tts.parameters() if p.requires_grad]
         optimizers = build_optimizers(self.tts, args.optimizer, args.lr, args.weight_decay, args.precision)
         self.model, *self.optimizers = self.accelerator.prepare(self.tts, *optimizers)
@@ -424,17 +580,28 @@ class Training:
         return teacher.to(self.device).eval().requires_grad_(False)
 
     def build_rows(self, flow_lm: FlowLMModel) -> None:
-        """The splits, and how a step is run on this machine: on a GPU lengths are rounded to a few sizes, with a graph for each."""
+        """The splits, and how a step is run on this machine: on a GPU lengths are rounded to a few sizes, with a graph
+        for each."""
         args = self.args
         latents = Latents(self.cache.folder / "latents.npy", self.device)
         options = (flow_lm.conditioner.tokenizer, self.config.mimi.frame_rate, self.draws, latents, args.subset)
         null = bool(self.teacher) and args.guidance != 1
         self.train, self.valid = (
-            Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice, null) for split, guided in (("train", args.guide_steps > 0), ("valid", False))
+            Utterances(self.cache, split, *options, guided, flow_lm.insert_bos_before_voice, null)
+            for split, guided in (("train", args.guide_steps > 0), ("valid", False))
         )
-        graphs = self.device.type == "cuda" and self.accelerator.num_processes == 1 and not self.accelerator.scaler and not args.lora_dropout
+        graphs = (
+            self.device.type == "cuda"
+            and self.accelerator.num_processes == 1
+            and not self.accelerator.scaler
+            and not args.lora_dropout
+        )
         self.bits = 4 if self.device.type == "cuda" else None  # significant ones of a length
-        self.run = Replayed(self.forward_backward, self.trainable, latents.table) if graphs else Launched(self.forward_backward)
+        self.run = (
+            Replayed(self.forward_backward, self.trainable, latents.table)
+            if graphs
+            else Launched(self.forward_backward)
+        )
         if args.compile:
             self.tts.compile_parts()
 
@@ -449,7 +616,9 @@ class Training:
             if self.main:
                 self.folder.open(recipe)
         with self.accelerator.main_process_first():
-            state = resume(self.folder.checkpoints, self.tts, self.optimizers, self.ema, self.accelerator.scaler, self.main)
+            state = resume(
+                self.folder.checkpoints, self.tts, self.optimizers, self.ema, self.accelerator.scaler, self.main
+            )
         if state:
             self.step = self.saved_step = state["step"]
             self.clock.spent = state["hours"]
@@ -507,7 +676,10 @@ class Training:
                     losses = self.run(host.to(self.device), noise, weight)
                 except torch.cuda.OutOfMemoryError:
                     half = f"--batch-size {max(1, args.batch_size // 2)} --grad-accum {args.grad_accum * 2}"
-                    raise UserError(f"out of GPU memory at step {self.step}; the same command with {half} continues with the same steps in half the memory") from None
+                    raise UserError(
+                        f"out of GPU memory at step {self.step}; the same command with {half} continues with the same "
+                        "steps in half the memory"
+                    ) from None
             self.add(losses)
             self.counts["positions"] += int((host.kind > 0).sum())
             self.counts["places"] += host.kind.numel()
@@ -519,7 +691,9 @@ class Training:
         self.ema.update(self.step)
         self.check_finite()
         tensors = {name: t for name, t in host.tensors().items() if t is not self.train.latents.table}
-        self.unchecked = NormCheck(norm, self.step, {"ids": [self.train.ids[i] for i in rows], "last_part": tensors, "losses": losses})
+        self.unchecked = NormCheck(
+            norm, self.step, {"ids": [self.train.ids[i] for i in rows], "last_part": tensors, "losses": losses}
+        )
         if self.device.type == "cpu":
             self.check_finite()
         self.step += 1
@@ -551,24 +725,45 @@ class Training:
         """One line for the steps since the last one."""
         count = self.counts
         # The parts of a batch add up to its losses. The distillation's are those of the steps that have it.
-        sums = {k: self.accelerator.reduce(v, "mean" if k == "grad_norm" else "sum").item() for k, v in self.window.items()}
+        sums = {
+            k: self.accelerator.reduce(v, "mean" if k == "grad_norm" else "sum").item() for k, v in self.window.items()
+        }
         if self.main:
             if not math.isfinite(sums["loss"]):
                 raise UserError(f"loss not finite at step {self.step}; {self.whole_until()}")
             means = {k: total / count["distilled" if k.startswith("distill") else "steps"] for k, total in sums.items()}
             record = {"kind": "train", "step": self.step, "hours": round(self.clock.hours(), 4)}
-            record |= {"lr": self.optimizers[0].param_groups[0]["lr"]} | {k: float(f"{v:.7g}") for k, v in means.items()}
-            record |= {"frames_per_sec": round(count["frames"] / count["seconds"], 1), "step_sec": round(count["seconds"] / count["steps"], 4)}
-            record |= {"padding": round(1 - count["positions"] / count["places"], 4), "memory_gib": round(memory_gib(), 2)}
+            record |= {"lr": self.optimizers[0].param_groups[0]["lr"]} | {
+                k: float(f"{v:.7g}") for k, v in means.items()
+            }
+            record |= {
+                "frames_per_sec": round(count["frames"] / count["seconds"], 1),
+                "step_sec": round(count["seconds"] / count["steps"], 4),
+            }
+            record |= {
+                "padding": round(1 - count["positions"] / count["places"], 4),
+                "memory_gib": round(memory_gib(), 2),
+            }
             append_jsonl(self.folder.progress, record)
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
-            named = ("loss", "flow_error", "z_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib")
+            named = (
+                "loss",
+                "flow_error",
+                "z_error",
+                "eos",
+                "grad_norm",
+                "lr",
+                "frames_per_sec",
+                "padding",
+                "memory_gib",
+            )
             shown = " ".join(f"{k} {record[k]:.4g}" for k in named if k in record)
             print(f"step {self.step}/{self.last_step} {shown} left {60 * self.hours_left():.1f} min", flush=True)
         self.window, self.counts = {}, dict.fromkeys(self.counts, 0)
 
     def hours_left(self) -> float:
-        """Until the last step or the limit of time: steps at their mean, evaluations and samples as long as the slowest one."""
+        """Until the last step or the limit of time: steps at their mean, evaluations and samples as long as the slowest
+        one."""
         every = min((n for n in (self.args.eval_every, self.args.sample_every) if n), default=self.last_step)
         stops = -(-self.last_step // every) - self.step // every
         by_steps = (self.last_step - self.step) * self.pace.mean() / 3600 + stops * self.clock.closing
@@ -580,7 +775,9 @@ class Training:
             if bad := [name for name, value in self.ema.shadow.items() if not torch.isfinite(value).all()]:
                 raise UserError(f"{bad[0]} is not finite at step {self.step}; {self.whole_until()}")
             state = {"hours": self.clock.hours()}
-            save_checkpoint(self.folder.checkpoints, self.step, self.tts, self.optimizers, self.ema, self.accelerator.scaler, state)
+            save_checkpoint(
+                self.folder.checkpoints, self.step, self.tts, self.optimizers, self.ema, self.accelerator.scaler, state
+            )
             self.saved_step = self.step
 
     def evaluate(self) -> None:
@@ -596,7 +793,9 @@ class Training:
             self.accelerator.log({k: v for k, v in record.items() if k != "kind"}, step=self.step)
             held_out = ", ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k.startswith("valid_"))
             if "speech_score" in record:
-                held_out += "; speech_score {speech_score:.3f} dB, {ends} of {spoken} ends, in {judge_sec} s".format(**record)
+                held_out += "; speech_score {speech_score:.3f} dB, {ends} of {spoken} ends, in {judge_sec} s".format(
+                    **record
+                )
             print(f"step {self.step}: held out {held_out}", flush=True)
             progress.append(record)
             plot_loss(self.args.out / "loss.png", progress)
@@ -621,10 +820,13 @@ class Training:
 
     def speaker(self) -> TTSModel:
         """The averaged weights, to speak with."""
-        return tts_model(self.config, build_flow_lm(self.config, self.averaged(self.ema.shadow)), self.mimi).to(self.device)
+        return tts_model(self.config, build_flow_lm(self.config, self.averaged(self.ema.shadow)), self.mimi).to(
+            self.device
+        )
 
     def save_and_watch(self) -> None:
-        """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others wait."""
+        """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others
+        wait."""
         args, start = self.args, self.clock.hours()
         self.check_finite()
         if self.main:
@@ -633,7 +835,11 @@ class Training:
                 if args.eval_every and (self.step % args.eval_every == 0 or self.finished()):
                     self.evaluate()
                 sample = args.out / "samples" / f"step_{self.step:06d}"
-                due = args.sample_every and (self.step % args.sample_every == 0 or self.finished()) and (self.step or args.init != "scratch")
+                due = (
+                    args.sample_every
+                    and (self.step % args.sample_every == 0 or self.finished())
+                    and (self.step or args.init != "scratch")
+                )
                 if due and not sample.with_name(sample.name + "_0.wav").exists():
                     speak_samples(sample, self.speaker(), self.cache)
             best = best_checkpoint(self.folder.checkpoints, self.folder.records())
@@ -645,7 +851,9 @@ class Training:
 
     def averaged(self, shadow: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Averaged weights -> flow_lm.* tensors as a release has them, adapters merged."""
-        own = {name.removeprefix("flow_lm."): value.cpu() for name, value in shadow.items() if name.startswith("flow_lm.")}
+        own = {
+            name.removeprefix("flow_lm."): value.cpu() for name, value in shadow.items() if name.startswith("flow_lm.")
+        }
         if any(".lora_" in name for name in own):
             model = copy.deepcopy(self.tts.flow_lm).cpu()
             model.load_state_dict(own)
@@ -653,8 +861,9 @@ class Training:
         return {f"flow_lm.{name}": value for name, value in own.items()}
 
     def close(self) -> None:
-        """End the trackers and the process group. The wrapped model goes first: freed together with it, the group waits for Gloo's
-        thread while holding the GIL that this thread needs to free its last tensor (pytorch/pytorch#56297); 5 of 100 runs hung so."""
+        """End the trackers and the process group. The wrapped model goes first: freed together with it, the group waits
+        for Gloo's thread while holding the GIL that this thread needs to free its last tensor (pytorch/pytorch#56297);
+        5 of 100 runs hung so."""
         self.model = None
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -670,7 +879,9 @@ class Training:
         try:
             state = self.averaged(read_weights(path / "ema.safetensors", self.ema.shadow))
         except Damaged as error:
-            raise UserError(f"{error}; without it the next best is exported: rm -r {path}, then the same command") from None
+            raise UserError(
+                f"{error}; without it the next best is exported: rm -r {path}, then the same command"
+            ) from None
         state |= {k: v for k, v in self.weights.items() if k.startswith("mimi.")}
         info = {
             "checkpoint": path.name,
@@ -710,7 +921,8 @@ def main() -> None:
     mimi = load_mimi(config, weights)
     if encoder_hash(mimi) != cache.info["options"]["encoder_sha256"]:
         raise UserError(
-            f"{args.data} was encoded with another codec than {args.teacher or f'base {args.base}'}; rebuild it: python data_prep.py --base {args.base} --out NEW_FOLDER ..."
+            f"{args.data} was encoded with another codec than {args.teacher or f'base {args.base}'}; rebuild it: "
+            f"python data_prep.py --base {args.base} --out NEW_FOLDER ..."
         )
 
     if args.tokenizer == "fresh":
@@ -718,12 +930,22 @@ def main() -> None:
 
     # 2. Model and optimiser; the folder, new or to be continued.
     training = Training(args, cache, config, weights, mimi, teacher)
-    training.start_or_resume({k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]})
+    training.start_or_resume(
+        {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"cache": cache.info["options"]}
+    )
     if training.main:
         print_parts(training.tts.flow_lm)
         limit = f"step {training.last_step}" + (f" or {args.max_hours} h" if args.max_hours else "")
-        print(f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch of {training.batch_size} each, to {limit}; ", end="")
-        print(f"{training.accelerator.num_processes} x {training.device}, precision {args.precision}, {training.run.name}", flush=True)
+        print(
+            f"{len(training.train)} utterances, {training.steps_per_epoch} steps an epoch of {training.batch_size} "
+            f"each, to {limit}; ",
+            end="",
+        )
+        print(
+            f"{training.accelerator.num_processes} x {training.device}, precision {args.precision}, "
+            f"{training.run.name}",
+            flush=True,
+        )
 
     # 3. Train. Processes agree on when to stop: a signal or the clock of one of them ends the run for all.
     stop = StopSignal()
@@ -748,7 +970,12 @@ def main() -> None:
         print(f"stopped at step {training.step}; the same command continues")
         raise SystemExit(128 + stop.received)
     # All of --max-hours is spent, what it left for closing too: the same command again has nothing to do.
-    update_hours(training.folder.checkpoints, max(training.clock.hours(), args.max_hours or 0.0) if training.step < training.last_step else training.clock.hours())
+    update_hours(
+        training.folder.checkpoints,
+        max(training.clock.hours(), args.max_hours or 0.0)
+        if training.step < training.last_step
+        else training.clock.hours(),
+    )
     training.export()
 
 

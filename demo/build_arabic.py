@@ -2,12 +2,12 @@
 """Make more speech of the corpus's voice, for demo/bundle: the embedded corpus and some thousand word lists beside it.
 
     apt-get install espeak-ng
-    python demo/build_arabic.py --out data/arabic_corpus                  # 4,000 clips more, some 6 hours, not committed
-    python data_prep.py --corpus data/arabic_corpus --base demo --out data/arabic
+    python demo/build_arabic.py --out data/arabic_corpus                  # 4,000 clips more, some 6 hours, not
+    committed python data_prep.py --corpus data/arabic_corpus --base demo --out data/arabic
 
 A word list has no sense, but every sound in every neighbourhood: six words in ten are drawn from the corpus's training
-sentences, the others are pseudo-words from roots and patterns, as demo/train_codec.py hears them. No list holds a held-out
-sentence's words in their order, and validation and test stay the embedded corpus's.
+sentences, the others are pseudo-words from roots and patterns, as demo/train_codec.py hears them. No list holds a
+held-out sentence's words in their order, and validation and test stay the embedded corpus's.
 
 Writes OUT/clips/ and, last, metadata.csv (file_name,text,split).
 """
@@ -35,7 +35,10 @@ WORDS = (2, 13)  # a list's length
 
 def word_list(rng: random.Random, words: list[str]) -> str:
     """A line of real and pseudo-words with a comma or two and an end."""
-    line = [rng.choice(words) if rng.random() < REAL_WORDS else rng.choice(pseudo_arabic(rng).split()).strip(".؟!،") for _ in range(rng.randint(*WORDS))]
+    line = [
+        rng.choice(words) if rng.random() < REAL_WORDS else rng.choice(pseudo_arabic(rng).split()).strip(".؟!،")
+        for _ in range(rng.randint(*WORDS))
+    ]
     for place in range(2, len(line) - 2):
         if rng.random() < 0.12:
             line[place] += rng.choice("،،،؛:")

@@ -4,8 +4,8 @@
 Reads   demo/sentences.txt (our own vocalised sentences, one a line).
 Writes  demo/corpus/clips/NNNN.ogg (Opus, 24 kHz), metadata.csv (file_name,text,split, Arabic script), coverage.json.
 
-    python demo/build_corpus.py            # needs espeak-ng (Debian: apt-get install espeak-ng); 1.51 made the committed clips
-    python demo/build_corpus.py --check    # only checks the sentences and rewrites coverage.json
+    python demo/build_corpus.py            # needs espeak-ng (Debian: apt-get install espeak-ng); 1.51 made the
+    committed clips python demo/build_corpus.py --check    # only checks the sentences and rewrites coverage.json
 
 40 sentences are held out for validation and 40 for test, chosen by hash among those that share at most half of their
 words with any other sentence, so nothing near a held-out sentence is trained on.
@@ -32,7 +32,9 @@ from pocket_arabic.text import ARABIC_TO_BUCKWALTER, FROM_MODEL, LETTERS, MARKS,
 
 SAMPLE_RATE = 24000
 HELD_OUT = 40
-OPUS_LEVEL = 0.91  # libsndfile's 0..1 scale from 256 down to 6 kbit/s: about 28; 0.9 adds 0.012 to a recogniser's error, Vorbis at 45 adds 0.08
+# libsndfile's 0..1 scale from 256 down to 6 kbit/s: about 28; 0.9 adds 0.012 to a recogniser's error, Vorbis at 45 adds
+# 0.08
+OPUS_LEVEL = 0.91
 
 
 def check(sentences: list[str]) -> list[str]:
@@ -72,7 +74,9 @@ def coverage(sentences: list[str]) -> dict:
     text = " ".join(sentences)
     characters = Counter(text)
     first = [model_text(s)[1][0] for s in sentences]
-    capital = Counter(c if c.upper() == c else "another symbol" if c.upper() in FROM_MODEL else "no symbol" for c in first)
+    capital = Counter(
+        c if c.upper() == c else "another symbol" if c.upper() in FROM_MODEL else "no symbol" for c in first
+    )
     doubled = Counter(text[i - 1] + SHADDA + text[i + 1] for i, c in enumerate(text[:-1]) if c == SHADDA)
     return {
         "sentences": len(sentences),

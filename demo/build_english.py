@@ -6,10 +6,11 @@
     python data_prep.py --corpus data/english_corpus --base demo --romanized --out data/english
 
 The text is in the public domain: six novels, Project Gutenberg's editions as Debian's r-cran-janeaustenr (1.0.0) packs
-them. Most phrases are short, because a row's cost grows faster than its length and an alignment is learnt from short rows
-first. The voice is espeak-ng's default formants, which the nano codec knows from Arabic.
+them. Most phrases are short, because a row's cost grows faster than its length and an alignment is learnt from short
+rows first. The voice is espeak-ng's default formants, which the nano codec knows from Arabic.
 
-Writes OUT/clips/NNNNN.wav (22.05 kHz) and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and test.
+Writes OUT/clips/NNNNN.wav (22.05 kHz) and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and
+test.
 """
 
 import argparse
@@ -22,7 +23,12 @@ from pathlib import Path
 
 NOVELS = ("sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey", "persuasion")
 HELD_OUT = 40
-TITLES = {r"\bMr\b\.?": "Mister", r"\bMrs\b\.?": "Missis", r"\bDr\b\.?": "Doctor", r"\bSt\b\.?": "Saint"}  # their full stop ends no sentence
+TITLES = {
+    r"\bMr\b\.?": "Mister",
+    r"\bMrs\b\.?": "Missis",
+    r"\bDr\b\.?": "Doctor",
+    r"\bSt\b\.?": "Saint",
+}  # their full stop ends no sentence
 LENGTHS = (12, 110)  # characters
 MEAN_LENGTH = 42
 
@@ -34,7 +40,8 @@ def novels() -> str:
 
 
 def phrases(text: str, rng: random.Random) -> list[str]:
-    """Clauses of the text, neighbours joined until they reach a drawn length; each ends with . ! or ?, none occurs twice."""
+    """Clauses of the text, neighbours joined until they reach a drawn length; each ends with . ! or ?, none occurs
+    twice."""
     found: dict[str, None] = {}
     for title, word in TITLES.items():
         text = re.sub(title, word, text)
@@ -72,7 +79,11 @@ def main() -> None:
     words = [set(re.findall(r"[a-z']+", c.lower())) for c in chosen]
     held_out: list[int] = []
     for i, own in enumerate(words):
-        if len(held_out) < 2 * HELD_OUT and len(own) > 3 and all(len(own & other) <= len(own) / 2 for j, other in enumerate(words) if j != i):
+        if (
+            len(held_out) < 2 * HELD_OUT
+            and len(own) > 3
+            and all(len(own & other) <= len(own) / 2 for j, other in enumerate(words) if j != i)
+        ):
             held_out.append(i)
     splits = ["train"] * len(chosen)
     for k, i in enumerate(held_out):
@@ -85,7 +96,10 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file_name", "text", "split"])
         writer.writerows(zip(names, chosen, splits))
-    print(f"{len(chosen)} of {len(found)} phrases, {sum(map(len, chosen)) / len(chosen):.0f} characters on average: {args.out}")
+    print(
+        f"{len(chosen)} of {len(found)} phrases, {sum(map(len, chosen)) / len(chosen):.0f} characters on average: "
+        f"{args.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python demo/build_tokenizer.py
 
 Every Latin text, English or Buckwalter, is in its vocabulary. The word mark in front (Metaspace) is what lets the
-wheel find its sentence and clause ends, which it looks up by tokenising ".!...?" and ",;:" and dropping the first token.
+wheel find its sentence and clause ends, which it looks up by tokenising ".!...?" and ",;:" and dropping the first
+token.
 """
 
 from pathlib import Path

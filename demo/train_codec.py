@@ -100,7 +100,8 @@ def english_lines() -> list[str]:
 
 
 def synthesise(folder: Path, num_clips: int, seed: int) -> None:
-    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice, a quarter other Arabic, a quarter English."""
+    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice, a quarter other Arabic, a quarter
+    English."""
     rng, english = random.Random(seed), english_lines()
     variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
     jobs = []
@@ -111,7 +112,14 @@ def synthesise(folder: Path, num_clips: int, seed: int) -> None:
             voice = ["-v", "ar", "-s", "150"]
         else:
             language = rng.choice(["en-us", "en-gb"]) if kind == "english" else "ar"
-            voice = ["-v", f"{language}+{rng.choice(variants)}", "-s", str(rng.randint(120, 210)), "-p", str(rng.randint(20, 80))]
+            voice = [
+                "-v",
+                f"{language}+{rng.choice(variants)}",
+                "-s",
+                str(rng.randint(120, 210)),
+                "-p",
+                str(rng.randint(20, 80)),
+            ]
         jobs.append((folder / f"{i}.wav", voice, text))
 
     def speak(job: tuple[Path, list[str], str]) -> np.ndarray:
@@ -159,7 +167,8 @@ def decode(mimi: MimiModel, latents: torch.Tensor) -> torch.Tensor:
 
 
 def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
-    """Make each latent dimension's standard deviation 1 exactly: divide the encoder's last weights, multiply the decoder's first."""
+    """Make each latent dimension's standard deviation 1 exactly: divide the encoder's last weights, multiply the
+    decoder's first."""
     mimi.downsample.conv.conv.weight.data /= std[:, None, None]
     mimi.quantizer.output_proj.weight.data *= std.view(1, -1, *[1] * (mimi.quantizer.output_proj.weight.dim() - 2))
 
@@ -181,7 +190,9 @@ class SpectralDistance(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         total = x.new_zeros(())
         for n in self.windows:
-            spectrum = torch.stft(torch.cat([x, y])[:, 0], n, n // 4, window=getattr(self, f"window_{n}"), return_complex=True)
+            spectrum = torch.stft(
+                torch.cat([x, y])[:, 0], n, n // 4, window=getattr(self, f"window_{n}"), return_complex=True
+            )
             power = spectrum.real**2 + spectrum.imag**2 + 1e-8
             mel = torch.log(torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{n}") + 1e-3)
             a, b = mel.chunk(2)
@@ -212,7 +223,9 @@ class SpectrumDiscriminator(nn.Module):
         super().__init__()
         self.size = window
         self.register_buffer("window", torch.hann_window(window))
-        self.convs = nn.ModuleList(nn.Conv2d(i, width, (5, 3), (s, 1), (2, 1)) for i, s in ((2, 2), (width, 2), (width, 2), (width, 2)))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, width, (5, 3), (s, 1), (2, 1)) for i, s in ((2, 2), (width, 2), (width, 2), (width, 2))
+        )
         self.out = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -228,16 +241,23 @@ class SpectrumDiscriminator(nn.Module):
 
 class Discriminators(nn.ModuleList):
     def __init__(self) -> None:
-        super().__init__([PeriodDiscriminator(p) for p in (2, 3, 5, 7, 11)] + [SpectrumDiscriminator(n) for n in (512, 1024, 2048)])
+        super().__init__(
+            [PeriodDiscriminator(p) for p in (2, 3, 5, 7, 11)] + [SpectrumDiscriminator(n) for n in (512, 1024, 2048)]
+        )
 
     def forward(self, x: torch.Tensor) -> list[list[torch.Tensor]]:
         return [d(x) for d in self]
 
 
-def generator_terms(fake: list[list[torch.Tensor]], real: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hinge generator loss and feature matching (L1 relative to the real map's mean magnitude), means over discriminators."""
+def generator_terms(
+    fake: list[list[torch.Tensor]], real: list[list[torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hinge generator loss and feature matching (L1 relative to the real map's mean magnitude), means over
+    discriminators."""
     adversarial = torch.stack([-maps[-1].mean() for maps in fake]).mean()
-    features = torch.stack([F.l1_loss(f, r) / (r.abs().mean() + 1e-4) for fs, rs in zip(fake, real) for f, r in zip(fs[:-1], rs[:-1])]).mean()
+    features = torch.stack(
+        [F.l1_loss(f, r) / (r.abs().mean() + 1e-4) for fs, rs in zip(fake, real) for f, r in zip(fs[:-1], rs[:-1])]
+    ).mean()
     return adversarial, features
 
 
@@ -253,9 +273,16 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
     p.add_argument("--batch-size", type=int, default=6, help="crops per step")
     p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
-    p.add_argument("--lr", type=float, default=1.2e-3, help="peak AdamW learning rate, cosine to 2 %%; the discriminators keep 0.4 of the peak")
+    p.add_argument(
+        "--lr",
+        type=float,
+        default=1.2e-3,
+        help="peak AdamW learning rate, cosine to 2 %%; the discriminators keep 0.4 of the peak",
+    )
     p.add_argument("--warmup-share", type=float, default=0.85, help="share of the time before the discriminator starts")
-    p.add_argument("--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop")
+    p.add_argument(
+        "--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop"
+    )
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
@@ -312,7 +339,9 @@ def main() -> None:
         record = {}
         if adversarial_on:
             critic_optimiser.zero_grad()
-            terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(critic(real), critic(fake.detach()))]
+            terms = [
+                F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(critic(real), critic(fake.detach()))
+            ]
             critic_loss = torch.stack(terms).mean()
             critic_loss.backward()
             critic_optimiser.step()
@@ -333,7 +362,15 @@ def main() -> None:
         now = time.monotonic()
         spent, last = spent + now - last, now
         if step % 50 == 0 or spent >= budget:
-            record = {"step": step, "hours": round(spent / 3600, 4), "lr": lr, "spectral": spectral.item(), "moments": moments.item(), "grad_norm": norm.item(), **record}
+            record = {
+                "step": step,
+                "hours": round(spent / 3600, 4),
+                "lr": lr,
+                "spectral": spectral.item(),
+                "moments": moments.item(),
+                "grad_norm": norm.item(),
+                **record,
+            }
             with open(args.work / "progress.jsonl", "a") as f:
                 f.write(json.dumps(record) + "\n")
             print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)

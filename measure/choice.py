@@ -2,7 +2,8 @@
 """Which figure chooses a checkpoint best: the held-out flow error, or the distance of its speech from the recordings?
 
 Reads   runs whose checkpoints were all kept (train.py --keep 1000), and their cache.
-Writes  --out, JSON: for every checkpoint the flow error, the speech score with its parts, and the error a recogniser finds in
+Writes  --out, JSON: for every checkpoint the flow error, the speech score with its parts, and the error a recogniser
+finds in
         the test split; Spearman's rank correlation of each figure with that error, and what choosing by it loses.
 
     python measure/choice.py runs/base-0 runs/base-1
@@ -46,24 +47,42 @@ def main() -> None:
         weights, cache = load_weights(config), Cache(Path(recipe["data"]))
         mimi, flow_lm = load_mimi(config, weights), build_flow_lm(config, weights)
         latents = Latents(cache.folder / "latents.npy", torch.device("cpu"))
-        judge = Judge(Utterances(cache, "valid", flow_lm.conditioner.tokenizer, config.mimi.frame_rate, Draws(), latents), mimi, args.sentences)
+        judge = Judge(
+            Utterances(cache, "valid", flow_lm.conditioner.tokenizer, config.mimi.frame_rate, Draws(), latents),
+            mimi,
+            args.sentences,
+        )
         errors = {r["step"]: r["valid_flow_error"] for r in read_jsonl(run / "progress.jsonl") if r["kind"] == "eval"}
         for path in sorted((run / "checkpoints").glob("step_*")):
             step = int(path.name[5:])
             if step not in errors:
                 continue
-            own = {name: tensor for name, tensor in load_file(path / "ema.safetensors").items() if name.startswith("flow_lm.")}
+            own = {
+                name: tensor
+                for name, tensor in load_file(path / "ema.safetensors").items()
+                if name.startswith("flow_lm.")
+            }
             model = tts_model(config, build_flow_lm(config, own), mimi)
             start = time.monotonic()
-            row = {"run": run.name, "step": step, "flow_error": errors[step], **judge.score(model), "judge_sec": round(time.monotonic() - start, 2)}
-            row["cer"] = heard(model, cache.split("test"), cache.folder / "voice.wav", run / "choice" / path.name, args.scorer)
+            row = {
+                "run": run.name,
+                "step": step,
+                "flow_error": errors[step],
+                **judge.score(model),
+                "judge_sec": round(time.monotonic() - start, 2),
+            }
+            row["cer"] = heard(
+                model, cache.split("test"), cache.folder / "voice.wav", run / "choice" / path.name, args.scorer
+            )
             found.append(row)
             print(json.dumps(row), flush=True)
         mine = [row for row in found if row["run"] == run.name and row["step"] > 0]
         best = min(row["cer"] for row in mine)
         summary[run.name] = {
             name: {
-                "rank_correlation": round(float(spearmanr([row[name] for row in mine], [row["cer"] for row in mine]).statistic), 3),
+                "rank_correlation": round(
+                    float(spearmanr([row[name] for row in mine], [row["cer"] for row in mine]).statistic), 3
+                ),
                 "chosen_step": min(mine, key=lambda row: row[name])["step"],
                 "loss_of_choice": round(min(mine, key=lambda row: row[name])["cer"] - best, 4),
             }

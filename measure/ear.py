@@ -108,7 +108,9 @@ def summary(rows: list[dict]) -> dict:
     """Means and medians over the clips that have a text."""
     bare, full = ([row[key] for row in rows if row[key] is not None] for key in ("cer_no_marks", "cer"))
     means = {
-        f"{key}_{name}": float(of(rates)) if rates else None for key, rates in (("cer_no_marks", bare), ("cer", full)) for name, of in (("mean", np.mean), ("median", np.median))
+        f"{key}_{name}": float(of(rates)) if rates else None
+        for key, rates in (("cer_no_marks", bare), ("cer", full))
+        for name, of in (("mean", np.mean), ("median", np.median))
     }
     return {"clips": len(rows), **means, "above_1": sum(rate > 1 for rate in bare)}
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""How fast a batch speaks: the released `english` size with random weights, utterances as long as ClArTTS's test split has them.
+"""How fast a batch speaks: the released `english` size with random weights, utterances as long as ClArTTS's test split
+has them.
 
 Reads   nothing. Needs torch, numpy and pocket-tts only.
 Writes  a JSON line a measurement; with --out all of them to a file.
@@ -7,9 +8,10 @@ Writes  a JSON line a measurement; with --out all of them to a file.
     python measure/gpu_speaking.py --out samples/bench_gpu.json     # a GPU; some 2 minutes
     python measure/gpu_speaking.py --tiny                           # does it run? any CPU
 
-615 utterances of 1.8 to 12.8 s, 44 minutes in all. Random weights never end, so every utterance has its number of frames.
-Measured: the batch with decoding, its parts apart, frames launched kernel by kernel, a batch of one row, and the wheel's
-own loop, which speaks one utterance after another; and whether an utterance is the same alone and among others.
+615 utterances of 1.8 to 12.8 s, 44 minutes in all. Random weights never end, so every utterance has its number of
+frames. Measured: the batch with decoding, its parts apart, frames launched kernel by kernel, a batch of one row, and
+the wheel's own loop, which speaks one utterance after another; and whether an utterance is the same alone and among
+others.
 """
 
 import argparse
@@ -75,17 +77,23 @@ def build(tiny: bool, device: str) -> TTSModel:
 @torch.no_grad()
 def voice(model: TTSModel) -> ModelState:
     state = init_states(model.flow_lm, 1, PROMPT_FRAMES)
-    prompt = torch.randn(1, PROMPT_FRAMES, model.flow_lm.dim, device=model.device, generator=torch.Generator(model.device).manual_seed(0))
+    prompt = torch.randn(
+        1, PROMPT_FRAMES, model.flow_lm.dim, device=model.device, generator=torch.Generator(model.device).manual_seed(0)
+    )
     model._run_flow_lm_and_increment_step(state, audio_conditioning=prompt)
     return state
 
 
 def utterances(model: TTSModel, count: int) -> list[Utterance]:
-    """Gamma-distributed lengths, mean 4.3 s, cut to 1.8 to 12.8 s; some 12 tokens a second, as Buckwalter in the released pieces."""
+    """Gamma-distributed lengths, mean 4.3 s, cut to 1.8 to 12.8 s; some 12 tokens a second, as Buckwalter in the
+    released pieces."""
     rng, state = np.random.default_rng(0), voice(model)
     seconds = np.clip(rng.gamma(4.0, 4.3 / 4, count), 1.8, 12.8)
     tokens = [model.flow_lm.conditioner.tokenizer("x" * int(12 * s))[0].tolist() for s in seconds]
-    return [Utterance(state, t, i, 2, int(s / FRAME_SEC), int(s / FRAME_SEC)) for i, (t, s) in enumerate(zip(tokens, seconds))]
+    return [
+        Utterance(state, t, i, 2, int(s / FRAME_SEC), int(s / FRAME_SEC))
+        for i, (t, s) in enumerate(zip(tokens, seconds))
+    ]
 
 
 def now(model: TTSModel) -> float:
@@ -137,7 +145,13 @@ def main() -> None:
     stock(model, chosen[0])
     start = now(model)
     samples = sum(stock(model, u) for u in chosen[: args.stock])
-    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, now(model) - start, utterances=args.stock)
+    report(
+        found,
+        "the wheel's own loop, one by one",
+        samples / model.sample_rate,
+        now(model) - start,
+        utterances=args.stock,
+    )
 
     # 2. Latents alone; the second of two rounds counts. The first captures graphs.
     for name, size, graphs, some in (
@@ -156,7 +170,11 @@ def main() -> None:
     # 3. Alone, launched, and among others, by graphs: the same, but for rounding that each frame hands to the next.
     alone = generate(Batch(model, 1, graphs=False), chosen[:4])
     differences = [float((a.latents - b.latents).abs().max()) for a, b in zip(alone, together)]
-    row = {"what": "alone and in the batch", "largest_differences": differences, "largest_latent": max(float(a.latents.abs().max()) for a in alone)}
+    row = {
+        "what": "alone and in the batch",
+        "largest_differences": differences,
+        "largest_latent": max(float(a.latents.abs().max()) for a in alone),
+    }
     found.append(row)
     print(json.dumps(row), flush=True)
 
@@ -180,7 +198,12 @@ def main() -> None:
         report(found, f"batch with decoding, {round_}", samples / model.sample_rate, now(model) - start, **more)
 
     device = torch.cuda.get_device_name() if gpu else platform.machine()
-    result = {"command": " ".join(["python", "measure/gpu_speaking.py", *sys.argv[1:]]), "device": device, "torch": torch.__version__, "measurements": found}
+    result = {
+        "command": " ".join(["python", "measure/gpu_speaking.py", *sys.argv[1:]]),
+        "device": device,
+        "torch": torch.__version__,
+        "measurements": found,
+    }
     print(json.dumps({k: v for k, v in result.items() if k != "measurements"}), flush=True)
     if args.out:
         saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}

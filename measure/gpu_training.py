@@ -6,9 +6,11 @@ Writes  --out, JSON: for each way of running a step its steps a second, memory a
 
     make bench                                             # runs it where there is a GPU, some 6 minutes
     python measure/gpu_training.py --tiny --out try.json   # does it run? any CPU
-    python measure/gpu_training.py --beside "python step_speed.py --ways graphs,both"   # and what that command prints, in JSON lines
+    python measure/gpu_training.py --beside "python step_speed.py --ways graphs,both"   # and what that command prints,
+    in JSON lines
 
-The first steps launch, record and compile; what counts is the median of the later ones, each of 20 steps, beside their mean.
+The first steps launch, record and compile; what counts is the median of the later ones, each of 20 steps, beside their
+mean.
 """
 
 import argparse
@@ -73,12 +75,34 @@ def make_cache(folder: Path, base: Path, utterances: int) -> None:
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
         for i in range(utterances):
             text = tokenizer.decode(rng.integers(1, vocabulary, int(seconds[i] * TOKENS_A_SEC)).tolist())
-            row = {"id": str(i), "split": "train" if i >= utterances // 50 else "valid", "speaker": "one", "text_model": text}
-            row |= {"first_frame": int(first[i]), "num_frames": int(frames[i]), "speech_end_sec": float(seconds[i]) - 0.3}
+            row = {
+                "id": str(i),
+                "split": "train" if i >= utterances // 50 else "valid",
+                "speaker": "one",
+                "text_model": text,
+            }
+            row |= {
+                "first_frame": int(first[i]),
+                "num_frames": int(frames[i]),
+                "speech_end_sec": float(seconds[i]) - 0.3,
+            }
             file.write(json.dumps(row | {"duration_sec": float(seconds[i])}) + "\n")
     write_wav(folder / "voice.wav", rng.standard_normal(6 * 24000).astype(np.float32) * 0.1, 24000)
-    options = {"corpus": "random", "base": str(base), "encoder_sha256": encoder_hash(mimi), "head_sec": 0.1, "trim": True}
-    write_json(folder / "cache.json", {"format_version": FORMAT_VERSION, "options": options, "hours": {"train": float(frames.sum() / FRAME_RATE / 3600)}})
+    options = {
+        "corpus": "random",
+        "base": str(base),
+        "encoder_sha256": encoder_hash(mimi),
+        "head_sec": 0.1,
+        "trim": True,
+    }
+    write_json(
+        folder / "cache.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "options": options,
+            "hours": {"train": float(frames.sum() / FRAME_RATE / 3600)},
+        },
+    )
 
 
 def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
@@ -87,9 +111,26 @@ def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
     steps, counted = steps // shrink, counted // shrink
     shutil.rmtree(out, ignore_errors=True)
     every = max(1, 20 // shrink)
-    fixed = ["--data", data, "--out", out, "--batch-size", rows, "--max-steps", steps, "--log-every", every, "--sample-every", 0, "--eval-every", steps]
+    fixed = [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--batch-size",
+        rows,
+        "--max-steps",
+        steps,
+        "--log-every",
+        every,
+        "--sample-every",
+        0,
+        "--eval-every",
+        steps,
+    ]
     start = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code, *map(str, fixed), *flags], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, fixed), *flags], cwd=ROOT, capture_output=True, text=True
+    )
     if result.returncode:
         return {"failed": result.stderr[-1500:]}
     log = read_jsonl(out / "progress.jsonl")
@@ -120,7 +161,11 @@ def main() -> None:
     args = p.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    result = saved.get("training", {}) | {"command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]), "gpu": gpu, **provenance()}
+    result = saved.get("training", {}) | {
+        "command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]),
+        "gpu": gpu,
+        **provenance(),
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_base(folder, args.tiny)
@@ -130,15 +175,32 @@ def main() -> None:
             print(way, json.dumps(result[way]), flush=True)
             write_json(args.out, saved | {"training": result})  # as it comes: a machine may be taken away
         if not args.no_data:
-            prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", "demo", "--base", base, "--out", folder / "demo"]
+            prepare = [
+                sys.executable,
+                ROOT / "data_prep.py",
+                "--corpus",
+                "demo",
+                "--base",
+                base,
+                "--out",
+                folder / "demo",
+            ]
             start = time.monotonic()
-            subprocess.run([*map(str, prepare), *(["--limit", "20"] if args.tiny else [])], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*map(str, prepare), *(["--limit", "20"] if args.tiny else [])],
+                cwd=ROOT,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             hours = json.loads((folder / "demo" / "cache.json").read_text(encoding="utf-8"))["hours"]
             result["data_prep"] = {"process_sec": round(time.monotonic() - start, 1), "hours": hours}
             print("data_prep", result["data_prep"], flush=True)
     if args.beside:
         printed = subprocess.run(args.beside, shell=True, capture_output=True, text=True)
-        result["beside"] = {"command": args.beside, "printed": [json.loads(x) for x in printed.stdout.splitlines() if x.startswith("{")]}
+        result["beside"] = {
+            "command": args.beside,
+            "printed": [json.loads(x) for x in printed.stdout.splitlines() if x.startswith("{")],
+        }
         print("beside", printed.stdout, printed.stderr[-300:], flush=True)
     write_json(args.out, saved | {"training": result})
 

@@ -44,7 +44,8 @@ CONSONANTS = "".join(sorted(set(LETTERS) - set("ءوي")))  # those whose letter
 NEAR = {letter: set(group) - {letter} for group in ("سصث", "تط", "دض", "ذظز", "حهخ", "قك", "غخ") for letter in group}
 LONG = {"َ": "ا", "ُ": "و", "ِ": "ي"}
 TANWEEN = "ًٌٍ"
-SYLLABLE = re.compile(f"([{CONSONANTS}])(ّ?)([َُِ](?![اىوي])|[ٌٍ]|ً(?![اى]))")  # a consonant with a mark that is heard alone
+# a consonant with a mark that is heard alone
+SYLLABLE = re.compile(f"([{CONSONANTS}])(ّ?)([َُِ](?![اىوي])|[ٌٍ]|ً(?![اى]))")
 
 
 def sounds(text: str) -> str:
@@ -126,7 +127,9 @@ class Score:
 
     def summary(self) -> dict:
         kinds = {of: [k for k in self.planted if of.startswith(k.split()[0])] for of in ("letters", "marks")}
-        return {of: self._of(of, mine) for of, mine in kinds.items()} | {"kinds": {kind: self._found([kind]) for kind in self.planted}}
+        return {of: self._of(of, mine) for of, mine in kinds.items()} | {
+            "kinds": {kind: self._found([kind]) for kind in self.planted}
+        }
 
     def _found(self, kinds: list[str]) -> dict:
         planted, found = (sum(counts[kind] for kind in kinds) for counts in (self.planted, self.found))
@@ -146,7 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the ear")
     parser.add_argument("--rounds", type=int, default=1, help="draws of an error of each kind for each sentence")
-    parser.add_argument("--codec", action=argparse.BooleanOptionalAction, default=True, help="hear each through the codec too")
+    parser.add_argument(
+        "--codec", action=argparse.BooleanOptionalAction, default=True, help="hear each through the codec too"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "samples" / "ear.json")
     parser.add_argument("--seed", type=int, default=0, help="of the errors")
     args = parser.parse_args()

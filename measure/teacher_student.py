@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What guidance and students are worth on the embedded corpus: the adapted base, alone and guided; a student of its depth and a
-shallow one that learnt its guided output; and as shallow a model trained plainly for the same CPU time.
+"""What guidance and students are worth on the embedded corpus: the adapted base, alone and guided; a student of its
+depth and a shallow one that learnt its guided output; and as shallow a model trained plainly for the same CPU time.
 
-Reads   data/demo, and an adapted base of each seed, RUNS/base-SEED (make demo's recipe with --seed SEED --out RUNS/base-SEED).
-Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU seconds, and the commands.
+Reads   data/demo, and an adapted base of each seed, RUNS/base-SEED (make demo's recipe with --seed SEED --out
+RUNS/base-SEED). Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU
+seconds, and the commands.
 
     python measure/teacher_student.py
 
@@ -26,8 +27,12 @@ from pocket_arabic.run import command, use_all_cores, write_json
 
 DATA = ROOT / "data" / "demo"
 LAYERS = 3  # of the shallow models; the nano base has five
-COMMON = "--data data/demo --batch-size 16 --optimizer muon --schedule cosine --warmup-steps 40 --epochs 1000 --sample-every 0 --eval-every 150"
-PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2 --distill-head-only"  # as in make demo, from layers that read already
+COMMON = (
+    "--data data/demo --batch-size 16 --optimizer muon --schedule cosine --warmup-steps 40 --epochs 1000 "
+    "--sample-every 0 --eval-every 150"
+)
+# as in make demo, from layers that read already
+PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2 --distill-head-only"
 
 
 def shallow_base(folder: Path, teacher: Path | None) -> Path:
@@ -43,7 +48,10 @@ def shallow_base(folder: Path, teacher: Path | None) -> Path:
         shape = theirs.model_copy(deep=True)
         shape.flow_lm.transformer.num_layers = LAYERS
         weights = student_of(shape, theirs, load_weights(theirs))[1]
-        save_file({name: tensor for name, tensor in weights.items() if name.startswith("flow_lm.")}, folder / "flow_lm.safetensors")
+        save_file(
+            {name: tensor for name, tensor in weights.items() if name.startswith("flow_lm.")},
+            folder / "flow_lm.safetensors",
+        )
     else:
         del config["weights_path"]
     (folder / "base.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -62,7 +70,9 @@ def heard(run: Path, guidance: float, seed: int, scorer: str) -> dict:
         return json.loads((folder / "heard.json").read_text(encoding="utf-8"))
     clips = speak_split(find_bundle(run), Cache(DATA), folder, seed=seed, guidance=guidance)
     found = score(clips, scorer)[1]
-    found = {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {"ends": sum(c.ended for c in clips)}
+    found = {key: found[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")} | {
+        "ends": sum(c.ended for c in clips)
+    }
     write_json(folder / "heard.json", found)
     return found
 
@@ -74,19 +84,30 @@ def main() -> None:
     p.add_argument("--weights", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0], help="of guidance")
     p.add_argument("--steps", type=int, default=400, help="of a student")
     p.add_argument("--lr", type=float, default=1e-3, help="of a student")
-    p.add_argument("--plain-steps", type=int, default=560, help="of the plain model, which take the CPU time of the shallow student's")
+    p.add_argument(
+        "--plain-steps",
+        type=int,
+        default=560,
+        help="of the plain model, which take the CPU time of the shallow student's",
+    )
     args = p.parse_args()
     use_all_cores()
     rows = []
 
     def note(name: str, run: Path, seed: int, guidance: float = 1.0, **more: object) -> None:
-        rows.append({"model": name, "seed": seed, "guidance": guidance, **heard(run, guidance, seed, args.scorer), **more})
+        rows.append(
+            {"model": name, "seed": seed, "guidance": guidance, **heard(run, guidance, seed, args.scorer), **more}
+        )
         print(json.dumps(rows[-1]), flush=True)
 
     for seed in args.seeds:
         for weight in args.weights:
             note("adapted base" if weight == 1 else "adapted base, guided", args.runs / f"base-{seed}", seed, weight)
-    guided = {weight: statistics.mean(r["cer_no_marks_mean"] for r in rows if r["guidance"] == weight) for weight in args.weights if weight != 1}
+    guided = {
+        weight: statistics.mean(r["cer_no_marks_mean"] for r in rows if r["guidance"] == weight)
+        for weight in args.weights
+        if weight != 1
+    }
     best = min(guided, key=guided.get)
     for seed in args.seeds:
         base = args.runs / f"base-{seed}"
@@ -94,9 +115,16 @@ def main() -> None:
         same = trained(args.runs / f"same-{seed}", flags)
         note("student, five layers", args.runs / f"same-{seed}", seed, **same)
         shape = shallow_base(args.runs / "shape", None)
-        note("student, three layers", args.runs / f"shallow-{seed}", seed, **trained(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"))
+        note(
+            "student, three layers",
+            args.runs / f"shallow-{seed}",
+            seed,
+            **trained(args.runs / f"shallow-{seed}", f"{flags} --base {shape}"),
+        )
         start = shallow_base(args.runs / f"start-{seed}", base)
-        plain = trained(args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}")
+        plain = trained(
+            args.runs / f"plain-{seed}", f"{PLAIN} --base {start} --max-steps {args.plain_steps} --seed {seed}"
+        )
         note("plain, three layers", args.runs / f"plain-{seed}", seed, **plain)
     write(args.out, {"guidance": best, "rows": rows})
 

@@ -1,4 +1,5 @@
-"""What trains (the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone), and by which optimiser."""
+"""What trains (the whole FlowLM, its last layers, low-rank adapters, or the text embedding alone), and by which
+optimiser."""
 
 import copy
 import logging
@@ -31,7 +32,9 @@ def freezes_head(tune: str, freeze_head: bool | None) -> bool:
     return kind == "text" or (kind == "lora" if freeze_head is None else freeze_head)
 
 
-def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lora_alpha: float | None, lora_dropout: float) -> None:
+def set_trainable(
+    flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lora_alpha: float | None, lora_dropout: float
+) -> None:
     """Set `requires_grad` on every parameter; with `lora:R` first put adapters into the transformer's linear layers.
 
     last:N  the last N layers, text embedding, output norm, head
@@ -46,13 +49,21 @@ def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lor
     if kind == "lora" and number > (width := len(flow_lm.out_norm.weight)):
         raise UserError(f"--tune {tune}: the base is {width} wide, and no rank is greater; 8 to 64 are usual")
     if kind == "lora":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # moshi brings it, peft imports it; on newer CPUs it asks for a package that nothing here needs
+        # moshi brings it, peft imports it; on newer CPUs it asks for a package that nothing here needs
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from peft import LoraConfig, inject_adapter_in_model  # here, because it imports transformers: seconds
 
         alpha = 2 * number if lora_alpha is None else lora_alpha
-        inject_adapter_in_model(LoraConfig(r=number, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=ADAPTED), flow_lm)
+        inject_adapter_in_model(
+            LoraConfig(r=number, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=ADAPTED), flow_lm
+        )
     layers = [f"transformer.layers.{i}." for i in range(num_layers - number, num_layers)]
-    chosen = {"full": [""], "text": ["conditioner."], "lora": ["conditioner."], "last": ["conditioner.", "out_norm.", *layers]}[kind]
+    chosen = {
+        "full": [""],
+        "text": ["conditioner."],
+        "lora": ["conditioner."],
+        "last": ["conditioner.", "out_norm.", *layers],
+    }[kind]
     frozen = HEAD if freezes_head(tune, freeze_head) else ()
     chosen = tuple(chosen) if frozen else (*chosen, *HEAD)
     for name, parameter in flow_lm.named_parameters():
@@ -60,9 +71,11 @@ def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lor
 
 
 def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[n, r, c], r <= c -> the same with singular values near 1: five quintic Newton-Schulz iterations (Jordan et al. 2024).
+    """[n, r, c], r <= c -> the same with singular values near 1: five quintic Newton-Schulz iterations (Jordan et al.
+    2024).
 
-    U S V^T becomes U p(S) V^T, where p takes all of (0.01, 1) into (0.68, 1.14): not exactly 1, which does not matter to training.
+    U S V^T becomes U p(S) V^T, where p takes all of (0.01, 1) into (0.68, 1.14): not exactly 1, which does not matter
+    to training.
     """
     x = matrices.to(dtype)
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]  # no singular value above 1
@@ -73,9 +86,11 @@ def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` (match_rms_adamw, momentum 0.95, Nesterov) in a precision of choice, matrices of one shape at a time.
+    """`torch.optim.Muon` (match_rms_adamw, momentum 0.95, Nesterov) in a precision of choice, matrices of one shape at
+    a time.
 
-    torch's iterates in bf16 whatever the hardware. Where a CPU has no bf16 products they fall to a scalar loop: 63 % of a step.
+    torch's iterates in bf16 whatever the hardware. Where a CPU has no bf16 products they fall to a scalar loop: 63 % of
+    a step.
     """
 
     def __init__(self, params: list[dict], lr: float, weight_decay: float, dtype: torch.dtype):
@@ -99,20 +114,28 @@ class Muon(torch.optim.Optimizer):
                 shapes.setdefault((min(p.shape), max(p.shape)), []).append(i)
             for (rows, columns), members in shapes.items():
                 tall = [params[i].shape[0] > rows for i in members]
-                updates = orthogonalised(torch.stack([ahead[i].T if t else ahead[i] for i, t in zip(members, tall)]), self.dtype)
+                updates = orthogonalised(
+                    torch.stack([ahead[i].T if t else ahead[i] for i, t in zip(members, tall)]), self.dtype
+                )
                 updates = [u.T if t else u for u, t in zip(updates.to(torch.float32).unbind(), tall)]
                 torch._foreach_add_([params[i] for i in members], updates, alpha=-group["lr"] * 0.2 * columns**0.5)
 
 
-def build_optimizers(model: nn.Module, kind: str, lr: float, weight_decay: float, precision: str) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, kind: str, lr: float, weight_decay: float, precision: str
+) -> list[torch.optim.Optimizer]:
     """AdamW over all that trains; with kind "muon" the hidden matrices of transformer layers and head get Muon instead.
 
-    Muon (Jordan et al. 2024) makes a matrix's update orthogonal: every direction of it is learnt at one speed. Embeddings,
-    input and output layers, norms and adapters stay with AdamW. Each group's `scale` times the schedule is its rate.
-    `precision`: of the run's products, bf16 or no (fp32), and so of Muon's.
+    Muon (Jordan et al. 2024) makes a matrix's update orthogonal: every direction of it is learnt at one speed.
+    Embeddings, input and output layers, norms and adapters stay with AdamW. Each group's `scale` times the schedule is
+    its rate. `precision`: of the run's products, bf16 or no (fp32), and so of Muon's.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trainable if kind == "muon" and p.ndim == 2 and (".layers." in name or ".res_blocks." in name) and ".lora_" not in name]
+    hidden = [
+        p
+        for name, p in trainable
+        if kind == "muon" and p.ndim == 2 and (".layers." in name or ".res_blocks." in name) and ".lora_" not in name
+    ]
     rest = [p for _, p in trainable if not any(p is h for h in hidden)]
     adamw = torch.optim.AdamW([{"params": rest, "scale": 1.0}], lr, betas=BETAS, weight_decay=weight_decay, fused=True)
     if not hidden:
@@ -129,4 +152,8 @@ def merged(flow_lm: FlowLMModel) -> dict[str, torch.Tensor]:
     for module in flow_lm.modules():
         if hasattr(module, "lora_A"):
             module.merge()
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in flow_lm.state_dict().items() if ".lora_" not in name}
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in flow_lm.state_dict().items()
+        if ".lora_" not in name
+    }

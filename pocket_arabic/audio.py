@@ -18,7 +18,8 @@ class AudioError(ValueError):
 
 
 Source = Path | bytes | tuple[np.ndarray, int] | None
-# What soundfile does not read, by its name's end or by its first bytes: (offset, bytes) of MP4, Matroska, AMR, WMA, AAC.
+# What soundfile does not read, by its name's end or by its first bytes: (offset, bytes) of MP4, Matroska, AMR, WMA,
+# AAC.
 CONTAINERS = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (0, b"#!AMR"), (0, b"0&\xb2u"), (0, b"\xff\xf1"), (0, b"\xff\xf9"))
 RATES = (2000, 800_000)  # Hz
 LOUDEST = 1e6  # floats of full scale are 1, and of 16-bit integers 32,768
@@ -26,8 +27,8 @@ CANCELLED_DB = 4.5  # equal channels mix to their own level, unlike ones to 3 dB
 
 
 def decode(source: Source, most_sec: float = np.inf, first_sec: float = np.inf) -> tuple[np.ndarray, int]:
-    """A file of any format soundfile reads, its bytes, or samples [n] and their rate -> float32 [samples, channels], rate.
-    `first_sec`: read no further. Raises AudioError, also for audio longer than `most_sec`, before it is read."""
+    """A file of any format soundfile reads, its bytes, or samples [n] and their rate -> float32 [samples, channels],
+    rate. `first_sec`: read no further. Raises AudioError, also for audio longer than `most_sec`, before it is read."""
     if source is None:
         raise AudioError("audio missing")
     if isinstance(source, tuple):
@@ -86,14 +87,15 @@ def mono(samples: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def load_audio(source: Source, first_sec: float = np.inf) -> tuple[np.ndarray, int]:
-    """A file, its bytes, or samples [n] and their rate -> mono float32 [samples] (see `mono`), rate. Raises AudioError."""
+    """A file, its bytes, or samples [n] and their rate -> mono float32 [samples] (see `mono`), rate. Raises
+    AudioError."""
     samples, rate = decode(source, first_sec=first_sec)
     return mono(samples)[0], rate
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """[samples] at `rate` -> at `new_rate`, band-limited (torchaudio's windowed sinc). Raises AudioError for two rates so
-    unlike that the filter would take gigabytes: 44,101 Hz to 24,000 Hz takes 24,000 filters of 44,101 taps."""
+    """[samples] at `rate` -> at `new_rate`, band-limited (torchaudio's windowed sinc). Raises AudioError for two rates
+    so unlike that the filter would take gigabytes: 44,101 Hz to 24,000 Hz takes 24,000 filters of 44,101 taps."""
     if rate == new_rate:
         return samples
     if rate * new_rate // math.gcd(rate, new_rate) ** 2 > 1e8:
@@ -132,8 +134,8 @@ def speech_bounds(samples: np.ndarray, rate: int, floor_db: float) -> tuple[int,
 
 
 def trimmed(samples: np.ndarray, rate: int, options: dict) -> tuple[np.ndarray, int, int]:
-    """[samples] less the silence at both ends but for `head_sec` and `tail_sec`, if `trim`; and where in it speech starts
-    and ends. Raises AudioError."""
+    """[samples] less the silence at both ends but for `head_sec` and `tail_sec`, if `trim`; and where in it speech
+    starts and ends. Raises AudioError."""
     start, end = speech_bounds(samples, rate, options["floor_db"])
     if not options["trim"]:
         return samples, start, end

@@ -26,7 +26,8 @@ from pocket_arabic import text
 from pocket_arabic.cache import LATENT_DIM
 from pocket_arabic.run import ROOT, UserError, atomic_write, differences
 
-TAUGHT = ("flow_lm.flow_net.", "flow_lm.out_eos.", "flow_lm.emb_mean", "flow_lm.emb_std")  # of a teacher, in a student of own layers
+# of a teacher, in a student of own layers
+TAUGHT = ("flow_lm.flow_net.", "flow_lm.out_eos.", "flow_lm.emb_mean", "flow_lm.emb_std")
 GATED = "accept the terms at https://huggingface.co/kyutai/pocket-tts, then log in: hf auth login"
 
 
@@ -45,8 +46,8 @@ def base_path(base: str) -> Path:
 def load_config(base: str, bundled: bool = False) -> Config:
     """`demo`, a language of the wheel (`english`), or a YAML file -> its config, local paths made absolute.
 
-    Paths in a YAML resolve against its own folder. `bundled`: hub addresses do too, for a bundle whose files are checked.
-    Raises UserError.
+    Paths in a YAML resolve against its own folder. `bundled`: hub addresses do too, for a bundle whose files are
+    checked. Raises UserError.
     """
     path = base_path(base)
     if not path.is_file():
@@ -72,7 +73,8 @@ def load_config(base: str, bundled: bool = False) -> Config:
     config.flow_lm.lookup_table.tokenizer_path = str(fetch(absolute(config.flow_lm.lookup_table.tokenizer_path)))
     if config.flow_lm.flow.type != "lsd" or config.mimi.quantizer.dimension != LATENT_DIM:
         raise UserError(
-            f"base {base}: its head is {config.flow_lm.flow.type} on {config.mimi.quantizer.dimension} dimensions; this trains lsd on {LATENT_DIM}, for example english"
+            f"base {base}: its head is {config.flow_lm.flow.type} on {config.mimi.quantizer.dimension} dimensions; "
+            f"this trains lsd on {LATENT_DIM}, for example english"
         )
     return config
 
@@ -97,16 +99,22 @@ def fetch(location: str) -> Path:
     except GatedRepoError:
         raise UserError(f"{location} is gated: {GATED}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"cannot get {location} ({type(error).__name__}); check the network, and the login: {GATED}") from None
+        raise UserError(
+            f"cannot get {location} ({type(error).__name__}); check the network, and the login: {GATED}"
+        ) from None
 
 
 def load_strict(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> None:
     """Load the tensors named `prefix`*, all of the module's and no other. Raises UserError."""
     try:
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True)
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True
+        )
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
-        raise UserError(f"the base's weights do not fit its config ({detail}); give weights and config of one model") from None
+        raise UserError(
+            f"the base's weights do not fit its config ({detail}); give weights and config of one model"
+        ) from None
 
 
 def load_weights(config: Config) -> dict[str, torch.Tensor]:
@@ -118,10 +126,15 @@ def load_weights(config: Config) -> dict[str, torch.Tensor]:
             try:
                 state |= load_file(fetch(location))
             except SafetensorError as error:
-                raise UserError(f"{location}: not a whole safetensors file ({error}); restore or download it again") from None
+                raise UserError(
+                    f"{location}: not a whole safetensors file ({error}); restore or download it again"
+                ) from None
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{name} of {location}: not finite (NaN or infinity); restore or download it again, or train with a lower --lr")
+            raise UserError(
+                f"{name} of {location}: not finite (NaN or infinity); restore or download it again, or train with a "
+                "lower --lr"
+            )
     if not any(k.startswith("mimi.") for k in state):
         raise UserError("the base has no codec weights: its config must name weights_path or mimi.weights_path")
     return state
@@ -132,7 +145,9 @@ def load_mimi(config: Config, weights: dict[str, torch.Tensor]) -> MimiModel:
     mimi = build_mimi(config.mimi)
     load_strict(mimi, weights, "mimi.")
     if all(not v.any() for v in mimi.encoder.state_dict().values()):
-        raise UserError(f"the base's codec encoder is all zeros (weights without voice cloning), so it would cache silence; {GATED}")
+        raise UserError(
+            f"the base's codec encoder is all zeros (weights without voice cloning), so it would cache silence; {GATED}"
+        )
     return mimi.eval().requires_grad_(False)
 
 
@@ -145,7 +160,10 @@ def load_moshi_mimi(num_codebooks: int, location: str | None, device: str) -> nn
     try:
         return loaders.get_mimi(path, device=device, num_codebooks=num_codebooks)
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
-        raise UserError(f"--codes-weights {path}: not moshi's Mimi weights ({' '.join(str(error).split())[:120]}); leave it out for the hub's") from None
+        raise UserError(
+            f"--codes-weights {path}: not moshi's Mimi weights ({' '.join(str(error).split())[:120]}); leave it out "
+            "for the hub's"
+        ) from None
 
 
 @torch.no_grad()
@@ -158,26 +176,38 @@ def decode_latents(mimi: MimiModel, latents: torch.Tensor) -> np.ndarray:
     return mimi.decode_from_latent(latents[None], init_states(mimi, 1, len(latents) * steps))[0, 0].cpu().numpy()
 
 
-def student_of(shape: Config, teacher: Config, weights: dict[str, torch.Tensor]) -> tuple[Config, dict[str, torch.Tensor]]:
-    """The teacher (`weights` are its) with as many layers as `shape` has: its lowest and its highest ones, as upstream's students
-    start (kyutai-labs/pocket-tts training/depth_distill). Raises UserError if it has fewer."""
+def student_of(
+    shape: Config, teacher: Config, weights: dict[str, torch.Tensor]
+) -> tuple[Config, dict[str, torch.Tensor]]:
+    """The teacher (`weights` are its) with as many layers as `shape` has: its lowest and its highest ones, as
+    upstream's students start (kyutai-labs/pocket-tts training/depth_distill). Raises UserError if it has fewer."""
     depth, layers = teacher.flow_lm.transformer.num_layers, shape.flow_lm.transformer.num_layers
     if layers > depth:
-        raise UserError(f"--teacher: it has {depth} layers, the base {layers}; give a --base of at most {depth}, or the base's own weights: --init base")
+        raise UserError(
+            f"--teacher: it has {depth} layers, the base {layers}; give a --base of at most {depth}, or the base's own "
+            "weights: --init base"
+        )
     config, kept = teacher.model_copy(deep=True), [*range(-(-layers // 2)), *range(depth - layers // 2, depth)]
     config.flow_lm.transformer.num_layers = layers
     found = {name: tensor for name, tensor in weights.items() if not name.startswith("flow_lm.transformer.layers.")}
     for new, old in enumerate(kept):
         prefix = f"flow_lm.transformer.layers.{old}."
-        found |= {name.replace(prefix, f"flow_lm.transformer.layers.{new}."): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        found |= {
+            name.replace(prefix, f"flow_lm.transformer.layers.{new}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
     return config, found
 
 
 def taught(weights: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A base's weights with what a student has of its teacher: the head, and the statistics of the latents that it makes.
-    Raises UserError if they have two codecs."""
+    """A base's weights with what a student has of its teacher: the head, and the statistics of the latents that it
+    makes. Raises UserError if they have two codecs."""
     if any(not torch.equal(tensor, teacher[name]) for name, tensor in weights.items() if name.startswith("mimi.")):
-        raise UserError("--teacher: it has another codec than the base; leave out --init base, or give the base that it was made from")
+        raise UserError(
+            "--teacher: it has another codec than the base; leave out --init base, or give the base that it was made "
+            "from"
+        )
     return weights | {name: tensor for name, tensor in teacher.items() if name.startswith(TAUGHT)}
 
 
@@ -188,11 +218,21 @@ def check_teacher(config: Config, teacher: Config, same_tokenizer: bool) -> None
         lm = config.flow_lm.model_dump(mode="json")
         table = lm["lookup_table"]
         lm["transformer"].pop("num_layers")
-        tokenizer = {"tokenizer": hashlib.sha256(Path(table["tokenizer_path"]).read_bytes()).hexdigest()[:8]} if same_tokenizer else {}
-        return {f"{part}.{key}": value for part in ("transformer", "flow") for key, value in lm[part].items()} | {"embedding": table["dim"], **tokenizer}
+        tokenizer = (
+            {"tokenizer": hashlib.sha256(Path(table["tokenizer_path"]).read_bytes()).hexdigest()[:8]}
+            if same_tokenizer
+            else {}
+        )
+        return {f"{part}.{key}": value for part in ("transformer", "flow") for key, value in lm[part].items()} | {
+            "embedding": table["dim"],
+            **tokenizer,
+        }
 
     if changed := differences(widths(config), widths(teacher)):
-        raise UserError(f"--teacher: differs from the base in more than its depth ({changed}); give a --base of the teacher's widths")
+        raise UserError(
+            f"--teacher: differs from the base in more than its depth ({changed}); give a --base of the teacher's "
+            "widths"
+        )
 
 
 def encoder_hash(mimi: MimiModel) -> str:
@@ -206,13 +246,20 @@ def encoder_hash(mimi: MimiModel) -> str:
 
 def build_flow_lm(config: Config, weights: dict[str, torch.Tensor] | None) -> FlowLMModel:
     """The FlowLM with `weights` (strict), or freshly initialised if None. Raises UserError if they lack flow_lm.*."""
-    flow_lm = FlowLMModel.from_pydantic_config(config.flow_lm, config.mimi.quantizer.dimension, config.flow_lm.insert_bos_before_voice)
+    flow_lm = FlowLMModel.from_pydantic_config(
+        config.flow_lm, config.mimi.quantizer.dimension, config.flow_lm.insert_bos_before_voice
+    )
     width = config.flow_lm.transformer.d_model
     # The wheel creates this one when it loads weights. Scale of a linear layer with 32 inputs.
-    flow_lm.speaker_proj_weight = nn.Parameter(torch.randn(width, config.mimi.inner_dim or config.mimi.seanet.dimension) * 32**-0.5)
+    flow_lm.speaker_proj_weight = nn.Parameter(
+        torch.randn(width, config.mimi.inner_dim or config.mimi.seanet.dimension) * 32**-0.5
+    )
     if weights is not None:
         if not any(k.startswith("flow_lm.") for k in weights):
-            raise UserError("the base has a codec but no FlowLM weights, so there is nothing to start from; train with --init scratch")
+            raise UserError(
+                "the base has a codec but no FlowLM weights, so there is nothing to start from; train with --init "
+                "scratch"
+            )
         load_strict(flow_lm, weights, "flow_lm.")
     else:
         with torch.no_grad():
@@ -227,7 +274,8 @@ def build_flow_lm(config: Config, weights: dict[str, torch.Tensor] | None) -> Fl
 
 def tts_model(config: Config, flow_lm: FlowLMModel, mimi: MimiModel, temperature: float | None = None, steps: int = 1,
               eos_threshold: float | None = None, guidance: float = 1.0) -> TTSModel:  # fmt: skip
-    """The wheel's own inference around modules that are already in memory. `guidance`, which the wheel has not, is ours to heed."""
+    """The wheel's own inference around modules that are already in memory. `guidance`, which the wheel has not, is ours
+    to heed."""
     model = TTSModel(
         flow_lm,
         temp=config.default_temperature if temperature is None else temperature,
@@ -253,7 +301,10 @@ def load_tokenizer(config: Config) -> Tokenizer:
     try:
         return build_tokenizer(table.n_bins, table.tokenizer_path, table.tokenizer)
     except Exception as error:  # tokenizers raises bare ones
-        raise UserError(f"{table.tokenizer_path}: {' '.join(str(error).split())[:120]}; give weights, config and tokenizer of one model") from None
+        raise UserError(
+            f"{table.tokenizer_path}: {' '.join(str(error).split())[:120]}; give weights, config and tokenizer of one "
+            "model"
+        ) from None
 
 
 def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:
@@ -267,12 +318,19 @@ def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), stops])
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     alphabet = [c for c in text.FROM_MODEL if c != " "]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=num_pieces, special_tokens=["<unk>"], initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=num_pieces, special_tokens=["<unk>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
     with atomic_write(path) as tmp:
         tokenizer.save(str(tmp))
 
 
-def use_tokenizer(config: Config, weights: dict[str, torch.Tensor], path: Path, seed: int) -> tuple[Config, dict[str, torch.Tensor]]:
+def use_tokenizer(
+    config: Config, weights: dict[str, torch.Tensor], path: Path, seed: int
+) -> tuple[Config, dict[str, torch.Tensor]]:
     """The base with another tokenizer, and so with a fresh text embedding, of the old one's deviation."""
     config, weights = config.model_copy(deep=True), dict(weights)
     table = config.flow_lm.lookup_table

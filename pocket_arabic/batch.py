@@ -1,8 +1,9 @@
-"""Many utterances at once: the wheel's FlowLM a frame of all rows at a time, each row at its own place, and its codec by rows.
+"""Many utterances at once: the wheel's FlowLM a frame of all rows at a time, each row at its own place, and its codec
+by rows.
 
-Needs nothing but torch and the wheel. With guidance an utterance has two rows, as it is and with neither text nor voice, and
-one head: z = z_null + w (z - z_null) (kyutai-labs/pocket-tts training/depth_distill). Shapes: B rows, S positions of the key-value cache, F frames (80 ms each),
-C = 32 latent dimensions, D model width, T tokens.
+Needs nothing but torch and the wheel. With guidance an utterance has two rows, as it is and with neither text nor
+voice, and one head: z = z_null + w (z - z_null) (kyutai-labs/pocket-tts training/depth_distill). Shapes: B rows, S
+positions of the key-value cache, F frames (80 ms each), C = 32 latent dimensions, D model width, T tokens.
 """
 
 import math
@@ -20,8 +21,9 @@ from pocket_tts.modules.stateful_module import ModelState, increment_steps, init
 from torch.nn import functional as F
 
 ROUND = 64  # keys are read, texts padded and room made in multiples of this: few shapes, so few CUDA graphs
-# Rows computed at least. The sums of a product depend on how many rows it has: MKL takes the same path from 16 on. A latent is
-# read back in the next frame, and in a trained model a difference of 1e-7 grows to 1e-2 in some sentences within 5 s.
+# Rows computed at least. The sums of a product depend on how many rows it has: MKL takes the same path from 16 on. A
+# latent is read back in the next frame, and in a trained model a difference of 1e-7 grows to 1e-2 in some sentences
+# within 5 s.
 LEAST = 16
 
 
@@ -45,7 +47,8 @@ class Finished:
 
 
 def noise_of(seed: int, frames: int, dim: int, std: float) -> torch.Tensor:
-    """The noise [frames, C] that the wheel draws on a CPU after torch.manual_seed(seed): once for the text, then once a frame."""
+    """The noise [frames, C] that the wheel draws on a CPU after torch.manual_seed(seed): once for the text, then once a
+    frame."""
     return torch.empty(1 + frames, dim).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))[1:]
 
 
@@ -70,8 +73,9 @@ class Batch:
 
     A row's tokens and frames stand at positions of its own, from 0 on, so that what it says does not depend on its
     neighbours. On a GPU a frame is one CUDA graph; nothing is read back between the `every` frames.
-    Memory a row: layers x 2 x width of keys x 4 bytes a position, some 600 positions: 30 MB in the released size, 5 in the nano.
-    At least `LEAST` utterances are computed, in `streams` rows each: its own, then, with guidance, that without text and voice.
+    Memory a row: layers x 2 x width of keys x 4 bytes a position, some 600 positions: 30 MB in the released size, 5 in
+    the nano. At least `LEAST` utterances are computed, in `streams` rows each: its own, then, with guidance, that
+    without text and voice.
     """
 
     def __init__(self, model: TTSModel, size: int, graphs: bool = True):
@@ -92,7 +96,9 @@ class Batch:
         self.frame = torch.zeros(size, dtype=torch.long, **new)  # its number
         self.eos = torch.full((size,), -1, **new)  # number of the frame whose logit was over the threshold
         self.latent = torch.zeros(size, self.lm.ldim, **new)  # the frame before
-        self.cache = torch.zeros(rows, len(self.lm.transformer.layers), 2, self.heads[1], 0, self.heads[2], dtype=self.lm.dtype, **new)
+        self.cache = torch.zeros(
+            rows, len(self.lm.transformer.layers), 2, self.heads[1], 0, self.heads[2], dtype=self.lm.dtype, **new
+        )
         self.noise = torch.zeros(size, 0, self.lm.ldim, **new)
         self.latents = torch.zeros(size, 0, self.lm.ldim, **new)
         self.rows = torch.arange(rows, **new)
@@ -119,7 +125,8 @@ class Batch:
             if (more := size - old.shape[dim]) > 0:
                 shape = list(old.shape)
                 shape[dim] = more
-                setattr(self, name, torch.cat([old, old.new_zeros(shape)], dim))  # zeros: a masked NaN would still be one
+                # zeros: a masked NaN would still be one
+                setattr(self, name, torch.cat([old, old.new_zeros(shape)], dim))
                 grown = True
         if grown:
             self._new_graphs()  # the old ones hold the old addresses
@@ -147,7 +154,9 @@ class Batch:
             self.noise[first + i, :count] = noise_of(u.seed, count, self.lm.ldim, self.model.temp**0.5).to(self.device)
         positions = (prompts[own, None] + torch.arange(longest)).to(self.device)
         rows = slice(first * streams, last * streams, streams)
-        self._layers(self.lm.conditioner(tokens.to(self.device)), rows, positions, _round_up(int(prompts.max()) + longest))
+        self._layers(
+            self.lm.conditioner(tokens.to(self.device)), rows, positions, _round_up(int(prompts.max()) + longest)
+        )
         self.position[first * streams : last * streams] = starts.to(self.device)
         new = slice(first, last)
         self.frame[new], self.eos[new], self.latent[new] = 0, -1, self.lm.bos_emb
@@ -174,11 +183,13 @@ class Batch:
     # --- a frame --------------------------------------------------------------------------------------------------
 
     def _layers(self, x: torch.Tensor, rows: slice, positions: torch.Tensor, keys: int) -> torch.Tensor:
-        """The transformer on [n, T, D] of `rows` at `positions` [n, T]; attention reads the first `keys` of the cache."""
+        """The transformer on [n, T, D] of `rows` at `positions` [n, T]; attention reads the first `keys` of the
+        cache."""
         (queries, kv, width), (n, steps, _) = self.heads, x.shape
         angle = positions[..., None].float() * self.frequencies  # [n, T, width / 2]
         turn = torch.polar(torch.ones_like(angle), angle)[:, :, None]
-        turn = torch.cat([turn.expand(-1, -1, queries + kv, -1), torch.ones_like(turn).expand(-1, -1, kv, -1)], 2)  # values stay
+        # values stay
+        turn = torch.cat([turn.expand(-1, -1, queries + kv, -1), torch.ones_like(turn).expand(-1, -1, kv, -1)], 2)
         mask = torch.arange(keys, device=x.device) <= positions[:, None, :, None]  # [n, 1, T, keys]
         index = self.rows[rows, None]
         for i, layer in enumerate(self.lm.transformer.layers):
@@ -189,20 +200,33 @@ class Batch:
             cache[index, :, :, positions] = heads[:, :, queries:].unflatten(2, (2, kv))
             k, v = cache[rows, 0, :, :keys], cache[rows, 1, :, :keys]
             q = heads[:, :, :queries].transpose(1, 2)
-            x = x + layer.layer_scale_1(attention.out_proj(F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=queries != kv).transpose(1, 2).flatten(2)))
+            x = x + layer.layer_scale_1(
+                attention.out_proj(
+                    F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=queries != kv).transpose(1, 2).flatten(2)
+                )
+            )
             x = layer._ff_block(x)
         return x
 
     def _frame(self, n: int, keys: int) -> None:
-        """The next frame of the first n utterances; all it reads and writes lies at fixed addresses, as a CUDA graph needs it."""
-        lm, streams, rows, frame, position = self.lm, self.streams, self.rows[:n], self.frame[:n], self.position[: n * self.streams]
+        """The next frame of the first n utterances; all it reads and writes lies at fixed addresses, as a CUDA graph
+        needs it."""
+        lm, streams, rows, frame, position = (
+            self.lm,
+            self.streams,
+            self.rows[:n],
+            self.frame[:n],
+            self.position[: n * self.streams],
+        )
         x = lm.input_linear(self.latent[:n, None].repeat_interleave(streams, 0))
         z = lm.out_norm(self._layers(x, slice(0, n * streams), position[:, None], keys))[:, 0]
         z = (z if lm.z_proj is None else lm.z_proj(z)).float()
         if streams == 2:
             z = torch.lerp(z[1::2], z[::2], self.model.guidance)
         over = (lm.out_eos(z)[:, 0] > self.model.eos_threshold) & (frame >= self.model._MIN_FRAMES_BEFORE_EOS)
-        latent = lsd_decode(lambda *times_and_x: lm.flow_net(z, *times_and_x), self.noise[rows, frame], self.model.sampler_decode_steps)
+        latent = lsd_decode(
+            lambda *times_and_x: lm.flow_net(z, *times_and_x), self.noise[rows, frame], self.model.sampler_decode_steps
+        )
         self.latent[:n] = latent
         self.latents[rows, frame] = latent
         self.eos[:n] = torch.where(over & (self.eos[:n] < 0), frame, self.eos[:n])
@@ -263,7 +287,11 @@ def decode(model: TTSModel, latents: list[torch.Tensor], most: int) -> list[torc
     padded = torch.nn.utils.rnn.pad_sequence([latents[i] for i in order], batch_first=True) * lm.emb_std + lm.emb_mean
     padded = padded.to(device)
     longest = max(1, 2 * most // len(order))  # frames of a block
-    attentions = {name: m for name, m in mimi.named_modules() if isinstance(m, StreamingMultiheadAttention) and name.startswith("decoder")}
+    attentions = {
+        name: m
+        for name, m in mimi.named_modules()
+        if isinstance(m, StreamingMultiheadAttention) and name.startswith("decoder")
+    }
     state = init_states(mimi, len(order), max(a.context for a in attentions.values()) + steps * longest)
     audio = torch.zeros(len(order), lengths[0] * mimi.frame_size)
     start = 0
@@ -286,7 +314,8 @@ def decode(model: TTSModel, latents: list[torch.Tensor], most: int) -> list[torc
 def _forget(attention: StreamingMultiheadAttention, state: dict[str, torch.Tensor]) -> None:
     """Drop what the codec's attention no longer looks at, and turn its keys to their new positions.
 
-    The wheel keeps all and masks it, which in the embedded codec is a fifth of the time at 5 s and grows with the length.
+    The wheel keeps all and masks it, which in the embedded codec is a fifth of the time at 5 s and grows with the
+    length.
     """
     end = int(state["offset"][0])
     if (gone := end - attention.context) <= 0:
@@ -306,11 +335,11 @@ def default_size(device: torch.device) -> int:
 def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Finished, torch.Tensor]]:
     """Speak what `take` gives, until it gives None: each utterance as it is done, with its audio [samples].
 
-    `take` is asked whenever there is room, and once more after everything has been handed out, so that an utterance may be
-    given again. What is together in a batch does not depend on timing.
-    On a CPU the codec works in threads beside the FlowLM, every thread on one core: products shared by two cores wait for
-    each other, ten times as long as they work if a third program runs. It decodes row by row there, so that no sample
-    depends on the neighbours; eight at once are a tenth faster. A GPU decodes a batch of rows.
+    `take` is asked whenever there is room, and once more after everything has been handed out, so that an utterance may
+    be given again. What is together in a batch does not depend on timing. On a CPU the codec works in threads beside
+    the FlowLM, every thread on one core: products shared by two cores wait for each other, ten times as long as they
+    work if a third program runs. It decodes row by row there, so that no sample depends on the neighbours; eight at
+    once are a tenth faster. A GPU decodes a batch of rows.
     """
     on_gpu, threads = batch.device.type == "cuda", torch.get_num_threads()
     group, most = (batch.size, 1024) if on_gpu else (1, 16)

@@ -17,7 +17,13 @@ from typing import Annotated, Literal
 import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from pocket_tts.utils.config import Config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -48,20 +54,32 @@ class EMA:
         torch._foreach_lerp_([self.shadow[name] for name in self.values], list(self.values.values()), 1 - decay)
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, state: dict) -> None:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    ema: EMA,
+    scaler: torch.amp.GradScaler | None,
+    state: dict,
+) -> None:
     """Write checkpoints/step_NNNNNN whole or not at all; `state` (step, hours) goes into state.json."""
     final = folder / f"step_{step:06d}"
     assert not final.exists(), final
     with new_folder(final) as tmp:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
         save_file({k: v.contiguous() for k, v in ema.shadow.items()}, tmp / "ema.safetensors")
-        torch.save({"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict() if scaler else None}, tmp / "optimizers.pt")
+        torch.save(
+            {"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict() if scaler else None},
+            tmp / "optimizers.pt",
+        )
         write_json(tmp / "state.json", {"step": step, **state})
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `final` and rename it into place, old contents replaced, only if the block succeeds.
+    """Yield a temporary folder beside `final` and rename it into place, old contents replaced, only if the block
+    succeeds.
 
     Raises OSError for a full disk, of which safetensors and torch only tell by errors of their own.
     """
@@ -83,8 +101,11 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None) -> dict:
-    """Put everything back in place, strictly; returns state.json. Raises Damaged, naming the file, with all as it was."""
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None
+) -> dict:
+    """Put everything back in place, strictly; returns state.json. Raises Damaged, naming the file, with all as it
+    was."""
     weights, shadow = (read_weights(path / f"{name}.safetensors", ema.shadow) for name in ("model", "ema"))
     try:
         saved = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
@@ -114,7 +135,9 @@ def read_weights(file: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.T
         found = load_file(file)
     except (OSError, SafetensorError) as error:
         raise Damaged(file, error) from None
-    wrong = found.keys() ^ like.keys() or {k for k, v in found.items() if v.shape != like[k].shape or not torch.isfinite(v).all()}
+    wrong = found.keys() ^ like.keys() or {
+        k for k, v in found.items() if v.shape != like[k].shape or not torch.isfinite(v).all()
+    }
     if wrong:
         raise Damaged(file, f"{min(wrong)} missing, of another shape or not finite")
     return found
@@ -144,9 +167,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_*"), default=None)
 
 
-def resume(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None, main: bool) -> dict | None:
-    """Continue from the newest whole checkpoint -> its state; None if there is none yet. Damaged ones are put aside, and named.
-    Raises UserError if all are damaged."""
+def resume(
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    ema: EMA,
+    scaler: torch.amp.GradScaler | None,
+    main: bool,
+) -> dict | None:
+    """Continue from the newest whole checkpoint -> its state; None if there is none yet. Damaged ones are put aside,
+    and named. Raises UserError if all are damaged."""
     damaged = None
     for path in sorted(folder.glob("step_*"), reverse=True):
         try:
@@ -157,19 +187,23 @@ def resume(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimize
                 print(f"{error}; put aside as damaged_{path.name}, continuing from the one before", flush=True)
                 os.replace(path, path.with_name(f"damaged_{path.name}"))
     if damaged or any(folder.glob("damaged_step_*")):
-        raise UserError(f"{folder}: no whole checkpoint is left ({damaged or 'all were put aside'}); begin anew: rm -r {folder.parent}, or give another --out")
+        raise UserError(
+            f"{folder}: no whole checkpoint is left ({damaged or 'all were put aside'}); begin anew: rm -r "
+            f"{folder.parent}, or give another --out"
+        )
     return None
 
 
 def update_hours(folder: Path, hours: float) -> None:
-    """Note the time a finished run took to its end, evaluation included, so that it stays finished under --max-hours."""
+    """Note the time a finished run took to its end, evaluation included, so that it stays finished under
+    --max-hours."""
     newest = newest_checkpoint(folder)
     write_json(newest / "state.json", read_state(newest) | {"hours": hours})
 
 
 def scores(progress: list[dict]) -> tuple[str, dict[int, float]]:
-    """What a run's checkpoints are judged by, and each evaluated step's value, lower is better: what they say, where that was
-    scored, else a held-out error."""
+    """What a run's checkpoints are judged by, and each evaluated step's value, lower is better: what they say, where
+    that was scored, else a held-out error."""
     found = [r for r in progress if r["kind"] == "eval"]
     name = next((name for name in SCORES if any(name in r for r in found)), "")
     return name, {r["step"]: r[name] for r in found if name in r and math.isfinite(r[name])}
@@ -210,13 +244,15 @@ Reads vocalised Arabic script in any Pocket TTS tool. Inside this folder (paths 
 
 Sentences longer than about 50 tokens: add `--max-tokens {max_tokens}`, the longest text it was trained on.
 
-- **Made from** the base `{base}`, adapted (`--tune {tune}`) to the corpus `{corpus}`, {hours:.2f} h of training speech{taught}; checkpoint
-  {checkpoint}, {chosen_by}. `bundle.json` has versions, commit, score and the SHA-256 of each file.
-- **Licence**: the base's and the corpus's terms both hold. Kyutai's weights: see https://huggingface.co/kyutai/pocket-tts. ClArTTS is CC-BY-4.0.
-- **Meant for** reading Arabic text aloud, and for research. Speech made with it is synthetic: say so where you publish it, and do not
-  use it to pass for the reader of the corpus or for anyone else.
-- **Limits**: it pronounces the marks it is given; bare text is guessed at. One voice is trained; others come from a recording of a few
-  seconds, less faithfully.
+- **Made from** the base `{base}`, adapted (`--tune {tune}`) to the corpus `{corpus}`, {hours:.2f} h of training
+  speech{taught}; checkpoint {checkpoint}, {chosen_by}. `bundle.json` has versions, commit, score and
+  the SHA-256 of each file.
+- **Licence**: the base's and the corpus's terms both hold. Kyutai's weights: see
+  https://huggingface.co/kyutai/pocket-tts. ClArTTS is CC-BY-4.0.
+- **Meant for** reading Arabic text aloud, and for research. Speech made with it is synthetic: say so where you publish
+  it, and do not use it to pass for the reader of the corpus or for anyone else.
+- **Limits**: it pronounces the marks it is given; bare text is guessed at. One voice is trained; others come
+  from a recording of a few seconds, less faithfully.
 """
 BUNDLE_FILES = ("arabic.yaml", "model.safetensors", "voice.wav", "bundle.json")
 PATHS = ("weights_path", "weights_path_without_voice_cloning", "tokenizer_path")  # wherever they stand in arabic.yaml
@@ -253,7 +289,8 @@ def seal(folder: Path, info: dict) -> None:
 
 
 def copy_bundle(bundle: Path, to: Path) -> dict:
-    """Copy the bundle's own files, not what else lies beside them, into the new folder `to`; returns bundle.json's contents."""
+    """Copy the bundle's own files, not what else lies beside them, into the new folder `to`; returns bundle.json's
+    contents."""
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     to.mkdir()
     for name in ("bundle.json", *info["sha256"]):
@@ -289,8 +326,8 @@ def export_bundle(folder: Path, config: Config, state: dict[str, torch.Tensor], 
 def find_bundle(model: str | Path, flag: str = "--model") -> Path:
     """A bundle, a run holding one, or a hub repository (OWNER/NAME, downloaded once) -> the bundle's folder, checked.
 
-    Raises UserError if a file is missing or not as exported, or if `arabic.yaml` names anything but files beside it, hub
-    files of safetensors weights, or a tokenizer.
+    Raises UserError if a file is missing or not as exported, or if `arabic.yaml` names anything but files beside it,
+    hub files of safetensors weights, or a tokenizer.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -308,7 +345,10 @@ def find_bundle(model: str | Path, flag: str = "--model") -> Path:
         info = BundleInfo.model_validate_json((bundle / "bundle.json").read_bytes())
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise UserError(f"{bundle / 'bundle.json'}: not what an export writes ({'.'.join(map(str, wrong['loc']))}: {wrong['msg']}); {again}") from None
+        raise UserError(
+            f"{bundle / 'bundle.json'}: not what an export writes ({'.'.join(map(str, wrong['loc']))}: "
+            f"{wrong['msg']}); {again}"
+        ) from None
     if missing := set(BUNDLE_FILES) - {"bundle.json", *info.sha256}:
         raise UserError(f"{bundle / 'bundle.json'}: not what an export writes (no SHA-256 of {min(missing)}); {again}")
     check_paths(bundle / "arabic.yaml", info.sha256)  # before any name of the bundle is followed
@@ -319,19 +359,24 @@ def find_bundle(model: str | Path, flag: str = "--model") -> Path:
         if (bundle / name).resolve().parent not in homes:
             raise UserError(f"{bundle / name}: a link that leads out of the bundle; only its own files are read")
         if sha256(bundle / name) != digest:
-            raise UserError(f"{bundle / name} is not the file that was exported (SHA-256); {again}, or update bundle.json if you changed it")
+            raise UserError(
+                f"{bundle / name} is not the file that was exported (SHA-256); {again}, or update bundle.json if you "
+                "changed it"
+            )
     return bundle
 
 
 def check_paths(config: Path, names: Iterable[str]) -> None:
-    """Raises UserError if the YAML names weights that are not safetensors, or anything but the bundle's files `names`, as
-    they lie here or on the hub."""
+    """Raises UserError if the YAML names weights that are not safetensors, or anything but the bundle's files `names`,
+    as they lie here or on the hub."""
 
     def walk(node: object) -> None:
         for key, value in node.items() if isinstance(node, dict) else ():
             if key in PATHS and isinstance(value, str):
                 if key != "tokenizer_path" and not value.split("@")[0].endswith(".safetensors"):
-                    raise UserError(f"{config}: {key} {value} is no safetensors file; other formats can run code when loaded")
+                    raise UserError(
+                        f"{config}: {key} {value} is no safetensors file; other formats can run code when loaded"
+                    )
                 if (beside(value) if value.startswith("hf://") else value) not in names:
                     raise UserError(f"{config}: {key} {value} leads out of the bundle; only its own files are read")
             walk(value)
@@ -356,7 +401,10 @@ def push_bundle(bundle: Path, repository: str) -> None:
         table["tokenizer_path"] = f"hf://{repository}/{beside(table['tokenizer_path'])}"
         write_yaml(staged / "arabic.yaml", config)
         card = MODEL_CARD.replace("Inside this folder (paths in `arabic.yaml` are relative to it):", "From anywhere:")
-        card = card.replace("--config arabic.yaml --voice voice.wav", f"--config hf://{repository}/arabic.yaml --voice hf://{repository}/voice.wav")
+        card = card.replace(
+            "--config arabic.yaml --voice voice.wav",
+            f"--config hf://{repository}/arabic.yaml --voice hf://{repository}/voice.wav",
+        )
         (staged / "README.md").write_text(model_card(card, info), encoding="utf-8")
         seal(staged, info)
         api = HfApi()
@@ -364,7 +412,10 @@ def push_bundle(bundle: Path, repository: str) -> None:
             api.create_repo(repository, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=staged, commit_message="Pocket TTS bundle for Arabic")
         except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a name, or a card the hub refuses
-            raise UserError(f"--push {repository}: {str(error).strip().splitlines()[-1][:160]}; log in with a token that may write there: hf auth login") from None
+            raise UserError(
+                f"--push {repository}: {str(error).strip().splitlines()[-1][:160]}; log in with a token that may write "
+                "there: hf auth login"
+            ) from None
 
 
 def pull_bundle(repository: str, flag: str) -> Path:
@@ -372,6 +423,12 @@ def pull_bundle(repository: str, flag: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=[*BUNDLE_FILES, "tokenizer.*", "README.md"]))
     except (GatedRepoError, RepositoryNotFoundError):
-        raise UserError(f"{flag} {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth login") from None
+        raise UserError(
+            f"{flag} {repository}: no such folder, and no such repository for you; check the name, or log in: hf auth "
+            "login"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, HFValidationError) as error:
-        raise UserError(f"{flag} {repository}: no such folder, and the hub gives no repository of that name ({type(error).__name__}); check name and network") from None
+        raise UserError(
+            f"{flag} {repository}: no such folder, and the hub gives no repository of that name "
+            f"({type(error).__name__}); check name and network"
+        ) from None

@@ -27,8 +27,8 @@ NETWORK = "check the network; the same command continues"
 
 @dataclass(frozen=True)
 class Utterance:
-    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none. `problem`: why its row cannot
-    be used at all."""
+    """`audio`: a file, a file's bytes, samples with their rate, or None if the row has none. `problem`: why its row
+    cannot be used at all."""
 
     id: str
     audio: Path | bytes | tuple[np.ndarray, int] | None
@@ -45,7 +45,8 @@ Shard = Callable[[], Iterator[Utterance]]
 
 @dataclass(frozen=True)
 class Columns:
-    """How a dataset of the hub, or a folder's metadata, names things; `splits` maps its splits to train, valid and test."""
+    """How a dataset of the hub, or a folder's metadata, names things; `splits` maps its splits to train, valid and
+    test."""
 
     text: str = "text"
     audio: str = "audio"
@@ -72,8 +73,9 @@ def open_corpus(
     first: str = "",
     romanized: bool = False,
 ) -> Corpus:
-    """`clartts`, a hub dataset's `owner/name`, `demo`, or a folder; `limit`: the first so many utterances of each split;
-    `first`: the split of a hub dataset whose shards come before the others'; `romanized`: texts are in Latin letters.
+    """`clartts`, a hub dataset's `owner/name`, `demo`, or a folder; `limit`: the first so many utterances of each
+    split; `first`: the split of a hub dataset whose shards come before the others'; `romanized`: texts are in Latin
+    letters.
 
     A folder holds one of
         metadata.csv    a header with file_name and text, if wanted split, speaker and chapter; by Python's csv, with
@@ -118,8 +120,9 @@ def _folder(name: str, limit: int | None, columns: Columns, romanized: bool) -> 
 
 
 def _utterances(folder: Path, rows: list[Row], files: Files, splits: dict[str, str]) -> list[Utterance]:
-    """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: if all lie
-    in clips/, 'clips/7.ogg' is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. A second row of an id is a problem."""
+    """Rows -> utterances. An id is the file's path below the folder that all files share, without its suffix: if all
+    lie in clips/, 'clips/7.ogg' is 7, but 'a/7.wav' and 'b/7.wav' keep their folders. A second row of an id is a
+    problem."""
     found = [files.find(row.file) if row.file and not row.problem else [] for row in rows]
     paths = [os.path.abspath(f[0]) if len(f) == 1 else None for f in found]
     shared = os.path.commonpath([os.path.dirname(p) for p in paths if p] or [os.path.abspath(folder)])
@@ -173,7 +176,10 @@ def _hub(name: str, limit: int | None, columns: Columns, revision: str | None, f
         try:
             revision = HfApi().dataset_info(name, revision=revision).sha
         except GatedRepoError:
-            raise UserError(f"--corpus {name} is gated: accept its terms at https://huggingface.co/datasets/{name}, then log in: hf auth login") from None
+            raise UserError(
+                f"--corpus {name} is gated: accept its terms at https://huggingface.co/datasets/{name}, then log in: "
+                "hf auth login"
+            ) from None
         except RevisionNotFoundError:
             raise UserError(f"--corpus {name}: no revision {revision}; leave --revision out for the newest") from None
         except RepositoryNotFoundError:
@@ -185,24 +191,39 @@ def _hub(name: str, limit: int | None, columns: Columns, revision: str | None, f
     return Corpus(name, revision, partial(_hub_shards, name, limit, columns, revision, first))
 
 
-def _hub_shards(name: str, limit: int | None, columns: Columns, revision: str, first: str) -> tuple[list[Shard], int | None]:
-    """Each parquet (or other) file of each split is a shard. Audio stays undecoded; a list of samples stays in Arrow."""
+def _hub_shards(
+    name: str, limit: int | None, columns: Columns, revision: str, first: str
+) -> tuple[list[Shard], int | None]:
+    """Each parquet (or other) file of each split is a shard. Audio stays undecoded; a list of samples stays in
+    Arrow."""
     import datasets
 
     with _hub_errors(name):
         splits = datasets.load_dataset(name, revision=revision, streaming=True)
     used = {s: columns.splits[s] for s in splits if s in columns.splits}
     if not used:
-        raise UserError(f"--corpus {name}: has the splits {', '.join(splits)}; say which is which: --split-map {next(iter(splits))}=train")
+        raise UserError(
+            f"--corpus {name}: has the splits {', '.join(splits)}; say which is which: --split-map "
+            f"{next(iter(splits))}=train"
+        )
     shards, total = [], 0
     for split, role in sorted(used.items(), key=lambda item: item[1] != first):
         data = splits[split]
         have = data.column_names or []
         missing = [c for c in (columns.text, columns.audio, columns.speaker) if c and c not in have]
         if missing:
-            raise UserError(f"--corpus {name}: no column {' or '.join(missing)} (it has {', '.join(have)}); name them with --text-column, --audio-column, --speaker-column")
-        data = data.select_columns([c for c in (columns.text, columns.audio, columns.speaker, columns.rate, columns.file) if c in have]).with_format("arrow")
-        parts = [data.take(limit)] if limit else [data.shard(num_shards=data.num_shards, index=i) for i in range(data.num_shards)]
+            raise UserError(
+                f"--corpus {name}: no column {' or '.join(missing)} (it has {', '.join(have)}); name them with "
+                "--text-column, --audio-column, --speaker-column"
+            )
+        data = data.select_columns(
+            [c for c in (columns.text, columns.audio, columns.speaker, columns.rate, columns.file) if c in have]
+        ).with_format("arrow")
+        parts = (
+            [data.take(limit)]
+            if limit
+            else [data.shard(num_shards=data.num_shards, index=i) for i in range(data.num_shards)]
+        )
         shards += [partial(_hub_rows, name, part, f"{split}_{i:05d}", role, columns) for i, part in enumerate(parts)]
         rows = data.info.splits[split].num_examples if data.info.splits and split in data.info.splits else None
         total = None if total is None or rows is None else total + min(rows, limit or rows)
@@ -226,7 +247,9 @@ def _hub_rows(name: str, rows, stem: str, split: str, columns: Columns) -> Itera
             chapter = re.match(r"ch_\d+(?=_)", Path(path or "").name)  # ClArTTS: ch_20_arabic_tts_dataset_48.wav
             speaker = str(row[columns.speaker].as_py()) if columns.speaker else "0"
             identity = _hub_id(path) if path else f"{stem}_{index:06d}"
-            yield Utterance(identity, audio, row[columns.text].as_py() or "", split, speaker, chapter[0] if chapter else "")
+            yield Utterance(
+                identity, audio, row[columns.text].as_py() or "", split, speaker, chapter[0] if chapter else ""
+            )
 
 
 def _hub_id(path: str) -> str:
@@ -252,12 +275,18 @@ class _hub_errors:
 
         if isinstance(error, (GatedRepoError, datasets.exceptions.DatasetNotFoundError)):
             raise UserError(
-                f"--corpus {self.name}: not there, gated or private; accept its terms at https://huggingface.co/datasets/{self.name}, then log in: hf auth login"
+                f"--corpus {self.name}: not there, gated or private; accept its terms at "
+                f"https://huggingface.co/datasets/{self.name}, then log in: hf auth login"
             ) from None
         if isinstance(error, pyarrow.ArrowInvalid):
-            raise UserError(f"--corpus {self.name}: a file of it is damaged ({str(error).splitlines()[0][:120]}); give another --revision, or tell its owner") from None
+            raise UserError(
+                f"--corpus {self.name}: a file of it is damaged ({str(error).splitlines()[0][:120]}); give another "
+                "--revision, or tell its owner"
+            ) from None
         if isinstance(error, (HfHubHTTPError, RequestException, ConnectionError, OSError)):
-            raise UserError(f"--corpus {self.name}: reading from the hub broke off ({type(error).__name__}); {NETWORK}") from None
+            raise UserError(
+                f"--corpus {self.name}: reading from the hub broke off ({type(error).__name__}); {NETWORK}"
+            ) from None
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

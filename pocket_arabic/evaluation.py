@@ -41,17 +41,18 @@ RUNAWAY = 1.5  # times the recording's length
 
 
 def error_rates(reference: str, heard: str) -> dict[str, float]:
-    """Levenshtein distances over the length of the reference, which is Arabic: by characters without marks (`cer`), words without
-    marks (`wer`), and characters with marks (`cer_marks`). `heard` may be Buckwalter."""
+    """Levenshtein distances over the length of the reference, which is Arabic: by characters without marks (`cer`),
+    words without marks (`wer`), and characters with marks (`cer_marks`). `heard` may be Buckwalter."""
     heard = in_arabic(heard)
     bare, full = (tuple(scored(text, marks) for text in (reference, heard)) for marks in (False, True))
     return {"cer": jiwer.cer(*bare), "wer": jiwer.wer(*bare), "cer_marks": jiwer.cer(*full)}
 
 
 def load_recogniser(name: str) -> Recogniser:
-    """A recogniser by its name: OWNER/NAME on the hub or a folder, of any kind that transformers' speech recognition pipeline
-    takes (Whisper is told that it hears Arabic); or `program:COMMAND`, a program that gets a file of {"wav", "text"} lines as
-    its last argument and prints a line {"hyp": what it heard} for each, in Arabic script or Buckwalter. Raises UserError."""
+    """A recogniser by its name: OWNER/NAME on the hub or a folder, of any kind that transformers' speech recognition
+    pipeline takes (Whisper is told that it hears Arabic); or `program:COMMAND`, a program that gets a file of {"wav",
+    "text"} lines as its last argument and prints a line {"hyp": what it heard} for each, in Arabic script or
+    Buckwalter. Raises UserError."""
     return _program(name.removeprefix("program:")) if name.startswith("program:") else _transformers(name)
 
 
@@ -66,10 +67,12 @@ def _program(line: str) -> Recogniser:
 
 
 def run_program(line: str, clips: list[tuple[Path, str]]) -> list[dict]:
-    """The lines of JSON that a program prints which gets a file of {"wav", "text"} lines, a clip and what it should say, as its
-    last argument: one a clip, then perhaps a summary. Raises UserError."""
+    """The lines of JSON that a program prints which gets a file of {"wav", "text"} lines, a clip and what it should
+    say, as its last argument: one a clip, then perhaps a summary. Raises UserError."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as listing:
-        listing.write("".join(json.dumps({"wav": str(wav), "text": text}, ensure_ascii=False) + "\n" for wav, text in clips))
+        listing.write(
+            "".join(json.dumps({"wav": str(wav), "text": text}, ensure_ascii=False) + "\n" for wav, text in clips)
+        )
         listing.flush()
         try:
             out = subprocess.run([*shlex.split(line), listing.name], capture_output=True, text=True, check=True).stdout
@@ -104,8 +107,13 @@ def _transformers(name: str) -> Recogniser:
     try:
         hear = pipeline("automatic-speech-recognition", model=name, device=0 if torch.cuda.is_available() else -1)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--asr {name}: transformers cannot load it as a recogniser ({str(error).strip().splitlines()[0][:160]}); check name, network and hf auth login") from None
-    whisper = hear.model.config.model_type == "whisper" and getattr(hear.model.generation_config, "is_multilingual", False)
+        raise UserError(
+            f"--asr {name}: transformers cannot load it as a recogniser ({str(error).strip().splitlines()[0][:160]}); "
+            "check name, network and hf auth login"
+        ) from None
+    whisper = hear.model.config.model_type == "whisper" and getattr(
+        hear.model.generation_config, "is_multilingual", False
+    )
     options = {"generate_kwargs": {"language": "ar", "task": "transcribe"}} if whisper else {}
     rate = hear.feature_extractor.sampling_rate
 
@@ -123,15 +131,16 @@ def _transformers(name: str) -> Recogniser:
 
 
 def mel_cepstra(power: np.ndarray) -> np.ndarray:
-    """Mel power spectra [bands, frames] of a clip with a root mean square of 1 -> c1 to c13 [frames, 13], so that log amplitude
-    is the sum of c_k cos(k w); c0, the loudness, is left out. The floor, some 60 dB below speech, makes silences alike."""
+    """Mel power spectra [bands, frames] of a clip with a root mean square of 1 -> c1 to c13 [frames, 13], so that log
+    amplitude is the sum of c_k cos(k w); c0, the loudness, is left out. The floor, some 60 dB below speech, makes
+    silences alike."""
     cosines = librosa.feature.mfcc(S=np.log(power + POWER_FLOOR) / 2, n_mfcc=CEPSTRA + 1, norm="ortho")
     return cosines[1:].T * np.sqrt(2 / len(power))
 
 
 def speech_of(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The part between its silences, or all of a clip that is silent, with a root mean square of 1: `mel_cepstra` has an absolute
-    floor."""
+    """The part between its silences, or all of a clip that is silent, with a root mean square of 1: `mel_cepstra` has
+    an absolute floor."""
     try:
         start, end = speech_bounds(samples, rate, 40.0)
     except AudioError:
@@ -147,8 +156,8 @@ def cepstra_of(speech: np.ndarray, rate: int) -> np.ndarray:
 
 
 def aligned(real: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
-    """Cepstra [frames, 13] of one text spoken twice -> the pairs of frames [steps, 2] of dynamic time warping, and their
-    distortion in dB (Kubichek 1993; of mel bands: compare it within this project)."""
+    """Cepstra [frames, 13] of one text spoken twice -> the pairs of frames [steps, 2] of dynamic time warping, and
+    their distortion in dB (Kubichek 1993; of mel bands: compare it within this project)."""
     path = librosa.sequence.dtw(real.T, other.T)[1]
     steps = np.linalg.norm(real[path[:, 0]] - other[path[:, 1]], axis=1)
     return path, float(10 / np.log(10) * np.sqrt(2) * steps.mean())
@@ -156,7 +165,8 @@ def aligned(real: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
 
 @dataclass
 class Sound:
-    """What is compared of a clip: its length, and of the part between its silences, a frame each 10 ms, timbre and pitch."""
+    """What is compared of a clip: its length, and of the part between its silences, a frame each 10 ms, timbre and
+    pitch."""
 
     sec: float
     cepstra: np.ndarray  # [frames, 13]
@@ -166,12 +176,15 @@ class Sound:
     def of(cls, samples: np.ndarray, rate: int) -> "Sound":
         speech, hop = speech_of(samples, rate), int(HOP_SEC * rate)
         # A fifth of a semitone is fine enough, and halves the time.
-        pitch = librosa.pyin(speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048, resolution=0.2)[0]
+        pitch = librosa.pyin(
+            speech, fmin=PITCH_HZ[0], fmax=PITCH_HZ[1], sr=rate, hop_length=hop, frame_length=2048, resolution=0.2
+        )[0]
         return cls(len(samples) / rate, cepstra_of(speech, rate), pitch)
 
 
 def distances(real: Sound, other: Sound) -> dict[str, float | None]:
-    """How another clip of the same text differs from the recording, frames paired by dynamic time warping of their cepstra.
+    """How another clip of the same text differs from the recording, frames paired by dynamic time warping of their
+    cepstra.
 
     `mcd_db`: mel-cepstral distortion. `f0_correlation`: of log pitch where both are voiced, None if they hardly are.
     `voicing_error`: share of pairs only one of which is voiced. `duration_ratio`: the whole clips'.
@@ -190,18 +203,26 @@ def distances(real: Sound, other: Sound) -> dict[str, float | None]:
 
 
 def load_speaker_model(name: str, voice: Path) -> Callable[[Path], float]:
-    """An x-vector model of the hub (microsoft/wavlm-base-plus-sv) -> wav file -> cosine of its voice and that of `voice`.
-    Raises UserError."""
+    """An x-vector model of the hub (microsoft/wavlm-base-plus-sv) -> wav file -> cosine of its voice and that of
+    `voice`. Raises UserError."""
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
     try:
-        extract, model = AutoFeatureExtractor.from_pretrained(name), AutoModelForAudioXVector.from_pretrained(name).eval()
+        extract, model = (
+            AutoFeatureExtractor.from_pretrained(name),
+            AutoModelForAudioXVector.from_pretrained(name).eval(),
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--speaker-model {name}: transformers cannot load it ({str(error).strip().splitlines()[0][:160]}); check name, network and hf auth login") from None
+        raise UserError(
+            f"--speaker-model {name}: transformers cannot load it ({str(error).strip().splitlines()[0][:160]}); check "
+            "name, network and hf auth login"
+        ) from None
 
     @torch.no_grad()
     def embed(wav: Path) -> np.ndarray:
-        inputs = extract(read_audio(wav, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="pt")
+        inputs = extract(
+            read_audio(wav, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="pt"
+        )
         vector = model(**inputs).embeddings[0].double().numpy()
         return vector / np.linalg.norm(vector)
 
@@ -209,12 +230,14 @@ def load_speaker_model(name: str, voice: Path) -> Callable[[Path], float]:
     return lambda wav: float(embed(wav) @ prompt)
 
 
-# --- a checkpoint, by what it says --------------------------------------------------------------------------------------
+# --- a checkpoint, by what it says
+# --------------------------------------------------------------------------------------
 
 
 class Judge:
-    """Scores a model by what it says: some held-out sentences, spoken freely with prompts of their speakers and always the same
-    noise, beside their recordings, as the codec gives these back from the cache. No recogniser is needed, nor the corpus."""
+    """Scores a model by what it says: some held-out sentences, spoken freely with prompts of their speakers and always
+    the same noise, beside their recordings, as the codec gives these back from the cache. No recogniser is needed, nor
+    the corpus."""
 
     MISSED_DB = 10.0  # for a sentence that runs on over `RUNAWAY` times its recording, where it is cut off
 
@@ -230,25 +253,37 @@ class Judge:
         self.cepstra = [cepstra_of(speech_of(decode_latents(mimi, x), self.rate), self.rate) for x in latents]
 
     def score(self, model: TTSModel) -> dict[str, float]:
-        """`speech_score`, in dB, lower is better: the mean over sentences of their mel-cepstral distortion, 10 |log10| of their
-        lengths' ratio, and `MISSED_DB` if they miss their end; and its parts."""
+        """`speech_score`, in dB, lower is better: the mean over sentences of their mel-cepstral distortion, 10 |log10|
+        of their lengths' ratio, and `MISSED_DB` if they miss their end; and its parts."""
         limits = (self.frames * RUNAWAY).astype(int)
         voices = (prompt_state(model, prompt) for prompt in self.prompts)
-        spoken = speak_batch(model, [Request(text, voice, seed, int(limit)) for seed, (text, voice, limit) in enumerate(zip(self.texts, voices, limits))])
-        distortion = [aligned(real, cepstra_of(speech_of(s.audio, self.rate), self.rate))[1] for real, s in zip(self.cepstra, spoken)]
+        spoken = speak_batch(
+            model,
+            [
+                Request(text, voice, seed, int(limit))
+                for seed, (text, voice, limit) in enumerate(zip(self.texts, voices, limits))
+            ],
+        )
+        distortion = [
+            aligned(real, cepstra_of(speech_of(s.audio, self.rate), self.rate))[1]
+            for real, s in zip(self.cepstra, spoken)
+        ]
         ratio = np.array([len(s.audio) for s in spoken]) / (self.frames * self.mimi.frame_size)
         missed = np.array([not s.ended for s in spoken])
         score = np.array(distortion) + 10 * np.abs(np.log10(ratio)) + self.MISSED_DB * missed
         found = {"speech_score": score.mean(), "mcd_db": np.mean(distortion), "duration_ratio": np.median(ratio)}
-        return {name: round(float(value), 4) for name, value in found.items()} | {"spoken": len(spoken), "ends": int((~missed).sum())}
+        return {name: round(float(value), 4) for name, value in found.items()} | {
+            "spoken": len(spoken),
+            "ends": int((~missed).sum()),
+        }
 
 
 # --- the recordings ---------------------------------------------------------------------------------------------------
 
 
 def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The corpus's own audio of some rows of a cache, as data_prep resampled and trimmed it: (id, [samples]), in any order.
-    Reads the files, or the corpus on the hub again, as far as it must. Raises UserError."""
+    """The corpus's own audio of some rows of a cache, as data_prep resampled and trimmed it: (id, [samples]), in any
+    order. Reads the files, or the corpus on the hub again, as far as it must. Raises UserError."""
     options, wanted = cache.info["options"], {row["id"]: row for row in rows}
     again = "prepare the corpus again (data_prep.py) where its audio is"
     for row in rows:
@@ -256,15 +291,23 @@ def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str,
             try:
                 yield row["id"], trimmed(read_audio(Path(row["source"]), rate), rate, options)[0]
             except AudioError as error:
-                raise UserError(f"{row['source']}: {error}, the recording of a {row['split']} utterance; {again}") from None
+                raise UserError(
+                    f"{row['source']}: {error}, the recording of a {row['split']} utterance; {again}"
+                ) from None
             del wanted[row["id"]]
     if not wanted:
         return
-    columns = Columns(options["text_column"], options["audio_column"], options["speaker_column"], splits=options["split_map"])
+    columns = Columns(
+        options["text_column"], options["audio_column"], options["speaker_column"], splits=options["split_map"]
+    )
     split = next(iter(wanted.values()))["split"]
-    for shard in open_corpus(options["corpus"], options["limit"], columns, options["corpus_revision"], first=split).open()[0]:
+    for shard in open_corpus(
+        options["corpus"], options["limit"], columns, options["corpus_revision"], first=split
+    ).open()[0]:
         for utterance in shard():
-            if utterance.id in wanted and utterance.text == wanted[utterance.id]["text"]:  # of two with one id, the one that was kept
+            if (
+                utterance.id in wanted and utterance.text == wanted[utterance.id]["text"]
+            ):  # of two with one id, the one that was kept
                 yield utterance.id, trimmed(resample(*load_audio(utterance.audio), rate), rate, options)[0]
                 del wanted[utterance.id]
             if not wanted:
@@ -294,21 +337,30 @@ class Log(dict):
 
 
 def spread(values: list[float | None]) -> dict | None:
-    """Mean, median and the 95 % bootstrap interval of the mean, over sentences; a None counts as missing, and a single one has
-    no interval."""
+    """Mean, median and the 95 % bootstrap interval of the mean, over sentences; a None counts as missing, and a single
+    one has no interval."""
     found = np.array([v for v in values if v is not None], float)
     if not len(found):
         return None
     low = high = float(found.mean()) if len(found) > 1 else None
     if np.ptp(found) > 0:
-        low, high = stats.bootstrap((found,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+        low, high = stats.bootstrap(
+            (found,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
         low, high = float(low), float(high)
-    return {"mean": float(found.mean()), "median": float(np.median(found)), "low": low, "high": high, "sentences": len(found)}
+    return {
+        "mean": float(found.mean()),
+        "median": float(np.median(found)),
+        "low": low,
+        "high": high,
+        "sentences": len(found),
+    }
 
 
 def summarise(sentences: list[list[dict]], recognisers: list[str]) -> dict:
-    """Per sentence its records, one a seed -> the measures of a kind of speech. A sentence counts with its mean over seeds,
-    because seeds of one sentence are no independent evidence; runaways, ends and errors above 1 are counted one by one."""
+    """Per sentence its records, one a seed -> the measures of a kind of speech. A sentence counts with its mean over
+    seeds, because seeds of one sentence are no independent evidence; runaways, ends and errors above 1 are counted one
+    by one."""
 
     def over(measure: str, name: str | None = None) -> dict | None:
         each = [[(record["asr"][name] if name else record)[measure] for record in records] for records in sentences]
@@ -325,7 +377,11 @@ def summarise(sentences: list[list[dict]], recognisers: list[str]) -> dict:
     found |= {measure: over(measure) for measure in ("mcd_db", "f0_correlation", "voicing_error", "duration_ratio")}
     found["similarity"] = over("similarity") if "similarity" in every[0] else "no --speaker-model given"
     if "ended" in every[0]:
-        found |= {"spoken": len(every), "ends_reached": sum(r["ended"] for r in every), "retried": sum(r["retried"] > 0 for r in every)}
+        found |= {
+            "spoken": len(every),
+            "ends_reached": sum(r["ended"] for r in every),
+            "retried": sum(r["retried"] > 0 for r in every),
+        }
         found["runaways"] = sum(r["duration_ratio"] > RUNAWAY for r in every)
         found["real_time_factor"] = sum(r["took_sec"] for r in every) / sum(r["sec"] for r in every)
     return found

@@ -67,8 +67,8 @@ class Rows:
 
 
 def read_rows(folder: Path, name: str, columns: dict[str, tuple[str, ...]], romanized: bool) -> Rows:
-    """A folder -> its rows in order. `columns`: what a header or an object may call a Row's file, text, split, speaker and
-    chapter. `romanized`: texts are in Latin letters. Raises UserError, where `name` is the corpus's."""
+    """A folder -> its rows in order. `columns`: what a header or an object may call a Row's file, text, split, speaker
+    and chapter. `romanized`: texts are in Latin letters. Raises UserError, where `name` is the corpus's."""
     found = [folder / f for f in ("metadata.csv", "metadata.jsonl") if os.path.isfile(folder / f)]
     if len(found) == 2:
         raise UserError(f"--corpus {name}: has metadata.csv and metadata.jsonl; keep one of them")
@@ -108,7 +108,9 @@ def decode(raw: bytes, path: Path) -> str:
         order = "LE" if raw[1::2].count(0) > raw[::2].count(0) else "BE"
         raise UserError(f"{path}: is UTF-16 without a byte order mark; {convert.format('UTF-16' + order)}")
     if 0 in raw:
-        raise UserError(f"{path}: line {_line_at(raw, raw.index(0))} holds a zero byte; take it out: tr -d '\\000' < '{path}'")
+        raise UserError(
+            f"{path}: line {_line_at(raw, raw.index(0))} holds a zero byte; take it out: tr -d '\\000' < '{path}'"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,7 +143,9 @@ def _read_csv(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]],
         if "|" in lines[first]:
             return _read_ljspeech(lines, path, romanized)
         fix = "write file_name,text above it, with its own delimiter"
-        raise UserError(f"{path}: line {first + 1} is no header, and only LJSpeech's id|text is read without one; {fix}")
+        raise UserError(
+            f"{path}: line {first + 1} is no header, and only LJSpeech's id|text is read without one; {fix}"
+        )
     missing = [role for role in ("file", "text") if not set(wanted[role]) & set(names)] or ["file", "text"]
     flags = " and ".join({"file": "--audio-column", "text": "--text-column"}[role] for role in missing)
     what = " or ".join(wanted[role][0] for role in missing)
@@ -168,7 +172,9 @@ def _read_table(lines: list[str], first: int, path: Path, wanted: dict[str, list
     rows = []
     for line, fields in _records(lines, first + 1, delimiter, is_row):
         if fields is None:
-            rows.append(Row(line, problem="a quotation mark opens a field and none closes it (within 131,072 characters)"))
+            rows.append(
+                Row(line, problem="a quotation mark opens a field and none closes it (within 131,072 characters)")
+            )
         elif len(fields) != len(names) and any(f.strip() for f in fields):
             few = f"{len(fields)} field{'s' * (len(fields) > 1)} where the header has {len(names)}"
             quote = "" if len(fields) < len(names) else f": a text with {DELIMITERS[delimiter]} goes in quotation marks"
@@ -190,8 +196,8 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _records(lines: list[str], at: int, delimiter: str, is_row) -> Iterator[tuple[int, list[str] | None]]:
-    """(line number, fields) of each record; None for one whose quotation mark never closes, and the next line is a record
-    again. A mark that closes only in a later row (`is_row`) swallowed rows, and counts as never closed."""
+    """(line number, fields) of each record; None for one whose quotation mark never closes, and the next line is a
+    record again. A mark that closes only in a later row (`is_row`) swallowed rows, and counts as never closed."""
     while at < len(lines):
         below = (lines[i] for i in range(at, len(lines)))
         reader = csv.reader(below, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -216,7 +222,9 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
     is_text = (lambda f: any(map(str.isalpha, f))) if romanized else (lambda f: bool(ARABIC.search(f)))
     third = [fields for fields in whole if len(fields) == 3 and is_text(fields[2])]
     if romanized and len({len(fields) for _, fields in split}) > 1:
-        raise UserError(f"{path}: rows of different length, and | is Buckwalter's آ too; {header}, with another delimiter")
+        raise UserError(
+            f"{path}: rows of different length, and | is Buckwalter's آ too; {header}, with another delimiter"
+        )
     if len(third) >= 4 and len({f[2] for f in third}) <= len(third) // 2 < len({f[1] for f in third}):
         raise UserError(f'{path}: the third column repeats ("{third[0][2]}") and so is no text; {header}')
     numbers = {f[1] for f in third} if not any(is_text(f[1]) for f in whole) else ()
@@ -224,14 +232,18 @@ def _read_ljspeech(lines: list[str], path: Path, romanized: bool) -> Rows:
         raise UserError(f'{path}: the second column repeats ("{whole[0][1]}") and so is no text; {header}')
     marks = [sum(unicodedata.combining(c) > 0 for f in third for c in f[i]) for i in (1, 2)]
     if marks[0] > 2 * marks[1] and marks[0] > sum(len(f[1]) for f in third) // 4:
-        raise UserError(f"{path}: the second column has its vowel marks and the third, LJSpeech's text, has not; {header}")
+        raise UserError(
+            f"{path}: the second column has its vowel marks and the third, LJSpeech's text, has not; {header}"
+        )
     rows = []
     for line, fields in split:
         if len(fields) in (2, 3):
             text = fields[2] if len(fields) == 3 and is_text(fields[2]) else fields[1]
             rows.append(_row(line, {"file": fields[0], "text": text}))
         else:
-            rows.append(Row(line, fields[0], problem=f"{len(fields)} column{'s' * (len(fields) > 1)} where LJSpeech has 2 or 3"))
+            rows.append(
+                Row(line, fields[0], problem=f"{len(fields)} column{'s' * (len(fields) > 1)} where LJSpeech has 2 or 3")
+            )
     unread = sum(len(f) == 3 and bool(f[2]) and not is_text(f[2]) for f in whole)
     note = f"{path}: LJSpeech, {len(rows)} rows"
     note += f", {len(third)} with the text in the third column" if third else ""
@@ -260,14 +272,18 @@ def _read_jsonl(lines: list[str], path: Path, columns: dict[str, tuple[str, ...]
         try:
             value = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-            rows.append(Row(number, problem=f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})"))
+            rows.append(
+                Row(number, problem=f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})")
+            )
             continue
         if isinstance(value, dict):
             objects, keys = objects + 1, keys | value.keys()
         rows.append(_json_row(number, value, columns))
     if not objects:
         each = "'.[]'" if "".join(lines).lstrip().startswith("[") else "."
-        raise UserError(f"{path}: line {rows[0].line} is {rows[0].problem}; write one object a line: jq -c {each} '{path}'")
+        raise UserError(
+            f"{path}: line {rows[0].line} is {rows[0].problem}; write one object a line: jq -c {each} '{path}'"
+        )
     for role, flag in (("file", "--audio-column"), ("text", "--text-column")):
         if not keys & set(columns[role]):
             what = f"no object has {columns[role][0]} (they have {', '.join(sorted(keys))})"
@@ -310,8 +326,8 @@ def _kind(value: object) -> str:
 
 
 def _read_beside(folder: Path) -> Rows | None:
-    """a.wav with a.lab or a.txt beside it, at any depth; a folder in it is a speaker, as the Montreal aligner has it, and
-    a folder in that a chapter. None if no audio file has a text."""
+    """a.wav with a.lab or a.txt beside it, at any depth; a folder in it is a speaker, as the Montreal aligner has it,
+    and a folder in that a chapter. None if no audio file has a text."""
     audio: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
     for path in _walk(folder):
@@ -373,7 +389,9 @@ def _elsewhere(folder: Path) -> str:
         new = "metadata.jsonl" if other[0].lower().endswith((".json", ".jsonl")) else "metadata.csv"
         first = "with file_name,text for its first line, or LJSpeech's id|text"
         return f"; if {other[0]} is it, rename it {new}" + (f", {first}" if new.endswith("csv") else "")
-    return "; write one with the columns file_name,text (paths relative to the folder), or a .lab or .txt beside each wav"
+    return (
+        "; write one with the columns file_name,text (paths relative to the folder), or a .lab or .txt beside each wav"
+    )
 
 
 # --- the files that rows name -----------------------------------------------------------------------------------------
@@ -382,8 +400,9 @@ def _elsewhere(folder: Path) -> str:
 class Files:
     """Finds the files that rows name, each folder listed once: below `place`, or in just one of the other PLACES.
 
-    A name counts as the file system of Windows and macOS takes it: / or backslash, in any Unicode form, in upper or lower
-    case, if just one file answers to it; an exact name comes first. Without its suffix it is any audio file of that name.
+    A name counts as the file system of Windows and macOS takes it: / or backslash, in any Unicode form, in upper or
+    lower case, if just one file answers to it; an exact name comes first. Without its suffix it is any audio file of
+    that name.
     """
 
     def __init__(self, folder: Path, place: str):

@@ -1,7 +1,7 @@
 """The objectives, and the FlowLM that trains on them: on speech, or as a student on its teacher's guided output.
 
-Shapes: B rows, L positions, N valid audio frames of the batch (80 ms each), C = 32 latent dimensions, D model width, H heads,
-K draws per frame (K' for the distillation term).
+Shapes: B rows, L positions, N valid audio frames of the batch (80 ms each), C = 32 latent dimensions, D model width, H
+heads, K draws per frame (K' for the distillation term).
 """
 
 import math
@@ -20,8 +20,8 @@ from pocket_arabic.rows import AUDIO_START, PROMPT, TEXT, Batch, Draws
 
 # cuDNN's is left out: its bf16 gradient gave NaN at a large batch (kyutai-labs/pocket-tts training).
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# On a CPU fused attention and its gradient take 1.2 to 1.4 (fp32) or 1.5 to 2.3 times (bf16) as long as plain products; without a
-# gradient, in an evaluation or a teacher, they take three quarters of their time.
+# On a CPU fused attention and its gradient take 1.2 to 1.4 (fp32) or 1.5 to 2.3 times (bf16) as long as plain products;
+# without a gradient, in an evaluation or a teacher, they take three quarters of their time.
 PLAIN = [SDPBackend.MATH]
 
 
@@ -30,7 +30,8 @@ class LSD(nn.Module):
 
     x: target latent, e: noise, x_t = t x + (1 - t) e. The head u(z, s, t, x_s) is the mean velocity from s to t.
     Diagonal: |u(t, t, x_t) - (x - e)|^2.  Distillation: with X(t) = x_s + (t - s) u(s, t, x_s), |dX/dt - u(t, t, X)|^2.
-    Each is weighted by a learned w(s, t): q exp(w) / C - w, the negative log-likelihood of a Gaussian; it can be negative.
+    Each is weighted by a learned w(s, t): q exp(w) / C - w, the negative log-likelihood of a Gaussian; it can be
+    negative.
     """
 
     DIAGONAL_WEIGHT, DISTILL_WEIGHT = 0.75, 0.25
@@ -51,12 +52,16 @@ class LSD(nn.Module):
         w = self.weighting(torch.cat([s, t], -1)).squeeze(-1).to(error.dtype)
         return error * w.exp() / dims - w
 
-    def diagonal(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def diagonal(
+        self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """z [M, D], x and e [M, C], t [M, 1] -> (weighted loss [M], squared error [M])."""
         error = (head(z, t, t, t * x + (1 - t) * e).to(x.dtype) - (x - e)).square().sum(-1)
         return self.weighted(error, t, t, x.shape[-1]), error
 
-    def distillation(self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def distillation(
+        self, head: nn.Module, z: torch.Tensor, x: torch.Tensor, e: torch.Tensor, s: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """z [M, D], x and e [M, C], s <= t [M, 1] -> (weighted loss [M], squared error [M]).
 
         The target u(t, t, X) passes gradient to X but not to its own parameters or z.
@@ -70,23 +75,29 @@ class LSD(nn.Module):
         return self.weighted(error, s, t, x.shape[-1]), error
 
 
-def rotation(length: int, attention: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation(
+    length: int, attention: nn.Module, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine [1, L, 1, width / 2] of the rotary embedding's angles."""
     angle = torch.arange(length, device=device, dtype=dtype)[:, None] * frequencies(attention).to(device, dtype)
     return angle.cos()[None, :, None], angle.sin()[None, :, None]
 
 
-def layer_forward(layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def layer_forward(
+    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """One of the wheel's transformer layers on whole rows [B, L, D], causal unless there is a `mask` (additive).
 
-    As the wheel's own stateless path, but angles are computed once for all layers, queries and keys are turned together, and
-    without a mask a GPU takes its fastest kernel.
+    As the wheel's own stateless path, but angles are computed once for all layers, queries and keys are turned
+    together, and without a mask a GPU takes its fastest kernel.
     """
     attention = layer.self_attn
     heads, kv_heads, width = attention.num_heads, attention.num_kv_heads, attention.dim_per_head
     projected = attention.in_proj(layer.norm1(x)).unflatten(-1, (heads + 2 * kv_heads, width))
     real, imaginary = projected[:, :, : heads + kv_heads].unflatten(-1, (-1, 2)).to(cos.dtype).unbind(-1)
-    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(projected.dtype)
+    turned = (
+        torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(projected.dtype)
+    )
     q, k = turned.transpose(1, 2).split((heads, kv_heads), 1)
     v = projected[:, :, heads + kv_heads :].transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
@@ -97,8 +108,8 @@ def layer_forward(layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: tor
 
 
 def guided_mask(batch: Batch) -> torch.Tensor:
-    """[B, L, L], True where a position may look: causal, and from audio to text only where the token is expected at most
-    `window` frames from the position's own frame (after the last word: from the last word)."""
+    """[B, L, L], True where a position may look: causal, and from audio to text only where the token is expected at
+    most `window` frames from the position's own frame (after the last word: from the last word)."""
     length = batch.kind.shape[1]
     first, last = batch.expected.unbind(-1)
     now = first[:, :, None]  # of audio positions
@@ -121,7 +132,9 @@ def embed(lm: FlowLMModel, batch: Batch) -> torch.Tensor:
     prompt = F.linear(latents, lm.speaker_proj_weight).to(audio.dtype)
     text = lm.conditioner(batch.index * (batch.kind == TEXT)).to(audio.dtype)
     start = lm.bos_before_voice.to(audio.dtype) if lm.insert_bos_before_voice else torch.zeros_like(audio[:1, :1])
-    return torch.where(kind >= AUDIO_START, audio, torch.where(kind == TEXT, text, torch.where(kind == PROMPT, prompt, start)))
+    return torch.where(
+        kind >= AUDIO_START, audio, torch.where(kind == TEXT, text, torch.where(kind == PROMPT, prompt, start))
+    )
 
 
 def backbone(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> torch.Tensor:
@@ -137,7 +150,8 @@ def backbone(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> 
     if batch.window is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
         seen = causal_mask(z.shape[1], z.device) if batch.window is None else guided_mask(batch)[:, None]
         mask = torch.zeros((), dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))
-    # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a step.
+    # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a
+    # step.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     with sdpa_kernel(PLAIN if z.device.type == "cpu" and torch.is_grad_enabled() else FUSED):
         forward = layer if torch.is_grad_enabled() else layer_forward
@@ -158,8 +172,15 @@ class TrainableTTS(nn.Module):
 
     EOS_WEIGHT = 0.1
 
-    def __init__(self, flow_lm: FlowLMModel, draws: Draws | None = None, distill_head_only: bool = False, most_rows: float = math.inf):
-        """`most_rows` of the head are computed at once; of a step that has more, a draw at a time, and again in the backward pass."""
+    def __init__(
+        self,
+        flow_lm: FlowLMModel,
+        draws: Draws | None = None,
+        distill_head_only: bool = False,
+        most_rows: float = math.inf,
+    ):
+        """`most_rows` of the head are computed at once; of a step that has more, a draw at a time, and again in the
+        backward pass."""
         super().__init__()
         self.most_rows = most_rows
         self.flow_lm, self.draws, self.distill_head_only = flow_lm, draws or Draws(), distill_head_only
@@ -173,11 +194,11 @@ class TrainableTTS(nn.Module):
         self.head = torch.compile(self.flow_lm.flow_net.forward, dynamic=True)
 
     def forward(self, batch: Batch, noise: torch.Tensor, distill_weight: float) -> dict[str, torch.Tensor]:
-        """The loss of some rows and its parts: means over the frames of the whole step (EOS: over these and each row's end), so
-        that the parts of a step, in turn or on several processes, add up to its loss and gradients.
+        """The loss of some rows and its parts: means over the frames of the whole step (EOS: over these and each row's
+        end), so that the parts of a step, in turn or on several processes, add up to its loss and gradients.
 
-        `noise` as `draw_noise` gives it for the step. `distill_weight` 0 leaves the distillation term out, which saves two
-        passes of the head and a jvp.
+        `noise` as `draw_noise` gives it for the step. `distill_weight` 0 leaves the distillation term out, which saves
+        two passes of the head and a jvp.
         """
         lm, lsd, draws = self.flow_lm, self.lsd, self.draws
         z = predicting(lm, batch, self.layer)
@@ -185,26 +206,39 @@ class TrainableTTS(nn.Module):
         condition, (frames, count) = z[: len(of)], batch.size
         x = (batch.latents[frame] - lm.emb_mean) / lm.emb_std
         going_on, over = lm.out_eos(z).squeeze(-1).to(x.dtype).split((len(of), len(batch.end_at)))
-        eos = ((F.softplus(going_on) * batch.valid).sum() + (F.softplus(-over) * batch.end_valid).sum()) / (frames + count)
+        eos = ((F.softplus(going_on) * batch.valid).sum() + (F.softplus(-over) * batch.end_valid).sum()) / (
+            frames + count
+        )
 
         head = self.head if torch.is_grad_enabled() else lm.flow_net
         noise, (k, distill_k), width = noise[of], (draws.per_frame, draws.distill_per_frame), x.shape[-1]
         split = k * (width + 1)
 
         def means(term: Callable, condition: torch.Tensor, numbers: torch.Tensor, count: int) -> list[torch.Tensor]:
-            """A term's weighted loss and squared error over `count` draws a frame, from their `numbers` [N, K (C + w)]."""
+            """A term's weighted loss and squared error over `count` draws a frame, from their `numbers` [N, K (C +
+            w)]."""
             numbers = numbers.unflatten(1, (count, -1)).transpose(0, 1)
 
             def some(condition: torch.Tensor, numbers: torch.Tensor) -> list[torch.Tensor]:
                 """Sums over draws [k, N, C + w], each draw's rows one after another."""
                 k, flat = len(numbers), numbers.flatten(0, 1)
-                values = term(condition.repeat(k, 1), x.repeat(k, 1), flat[:, :width], *lsd.times(flat[:, width:]).split(1, -1))
+                values = term(
+                    condition.repeat(k, 1), x.repeat(k, 1), flat[:, :width], *lsd.times(flat[:, width:]).split(1, -1)
+                )
                 return [(value.unflatten(0, (k, -1)) * batch.valid).sum() for value in values]
 
             if count * len(x) <= self.most_rows:
                 sums = some(condition, numbers)
             else:
-                sums = [sum(s) for s in zip(*(checkpoint(some, condition, n, use_reentrant=False, preserve_rng_state=False) for n in numbers.split(1)))]
+                sums = [
+                    sum(s)
+                    for s in zip(
+                        *(
+                            checkpoint(some, condition, n, use_reentrant=False, preserve_rng_state=False)
+                            for n in numbers.split(1)
+                        )
+                    )
+                ]
             return [value / (count * frames) for value in sums]
 
         diagonal, flow_error = means(partial(lsd.diagonal, head), condition, noise[:, :split], k)
@@ -214,14 +248,17 @@ class TrainableTTS(nn.Module):
             condition = condition.detach() if self.distill_head_only else condition
             # In fp32: a bf16 time derivative is mostly rounding.
             with torch.autocast(z.device.type, enabled=False):
-                found = means(partial(lsd.distillation, lm.flow_net), condition.to(x.dtype), noise[:, split:], distill_k)
+                found = means(
+                    partial(lsd.distillation, lm.flow_net), condition.to(x.dtype), noise[:, split:], distill_k
+                )
             parts |= dict(zip(("distillation", "distill_error"), found))
             total = total + distill_weight * parts["distillation"]
         return parts | {"loss": total}
 
 
 class Student(nn.Module):
-    """A FlowLM that learns the guided output of its teacher, whose head it has (kyutai-labs/pocket-tts training/depth_distill)."""
+    """A FlowLM that learns the guided output of its teacher, whose head it has (kyutai-labs/pocket-tts
+    training/depth_distill)."""
 
     Z_WEIGHT = 2.0  # upstream's
 
@@ -235,15 +272,16 @@ class Student(nn.Module):
         self.layer = torch.compile(layer_forward, dynamic=True)
 
     def forward(self, batch: Batch, _noise: torch.Tensor, _distill_weight: float) -> dict[str, torch.Tensor]:
-        """The mean square of z less the teacher's, over dimensions and the positions of the whole step that predict a frame or an
-        end; the parts of a step add up to its loss and gradients."""
+        """The mean square of z less the teacher's, over dimensions and the positions of the whole step that predict a
+        frame or an end; the parts of a step add up to its loss and gradients."""
         z, weight = predicting(self.flow_lm, batch, self.layer).float(), torch.cat([batch.valid, batch.end_valid])
         error = ((z - self.target(batch)).square().mean(-1) * weight).sum() / batch.size.sum()
         return {"z_error": error, "loss": self.Z_WEIGHT * error}
 
     @torch.no_grad()
     def target(self, batch: Batch) -> torch.Tensor:
-        """The teacher's guided z [N + B, D]: z_null + w (z - z_null), z_null that of rows with neither text nor voice."""
+        """The teacher's guided z [N + B, D]: z_null + w (z - z_null), z_null that of rows with neither text nor
+        voice."""
         (teacher,) = self.teachers
         z = predicting(teacher, batch).float()
         return z if batch.null is None else torch.lerp(predicting(teacher, batch.null).float(), z, self.guidance)

@@ -1,12 +1,14 @@
-"""Digits to vocalised Arabic words: whole numbers, decimals, per cents, fractions, ranges, dates, times, years, telephone numbers.
+"""Digits to vocalised Arabic words: whole numbers, decimals, per cents, fractions, ranges, dates, times, years,
+telephone numbers.
 
-A run of digits is read whole, with its separators, signs and the letters that touch it, as the one form that it has; a run
-that has none is refused (NumberError), so that no piece of one is ever spoken alone.
+A run of digits is read whole, with its separators, signs and the letters that touch it, as the one form that it has; a
+run that has none is refused (NumberError), so that no piece of one is ever spoken alone.
 
-Grammar: Wright, A Grammar of the Arabic Language, I §§ 318-329, II §§ 96-108. A number is nominative and counts masculine
-things, unless what stands around it decides: a preposition or عَامَ before it makes it genitive, سَنَةَ makes it count
-something feminine, a counted noun after it that shows its ending takes away the tanween of 3 to 10 and decides their gender
-(خَمْسُ سَنَوَاتٍ, خَمْسَةُ أَيَّامٍ), and so for 11 to 99 (إِحْدَى عَشْرَةَ سَنَةً). The noun itself stays as it is written.
+Grammar: Wright, A Grammar of the Arabic Language, I §§ 318-329, II §§ 96-108. A number is nominative and counts
+masculine things, unless what stands around it decides: a preposition or عَامَ before it makes it genitive, سَنَةَ makes
+it count something feminine, a counted noun after it that shows its ending takes away the tanween of 3 to 10 and decides
+their gender (خَمْسُ سَنَوَاتٍ, خَمْسَةُ أَيَّامٍ), and so for 11 to 99 (إِحْدَى عَشْرَةَ سَنَةً). The noun itself stays
+as it is written.
 """
 
 import calendar
@@ -112,8 +114,8 @@ def below_thousand(n: int, feminine: bool, case: str, construct: bool) -> str:
 def counted(n: int, noun: Noun, feminine: bool = False, case: str = "u", construct: bool = False) -> str:
     """So many of a noun, which comes in the form and case that its number wants.
 
-    >>> counted(5, ("دَقِيقَة", "دَقَائِق", True), feminine=True), counted(45, ("دَقِيقَة", "دَقَائِق", True), feminine=True)
-    ('خَمْسُ دَقَائِقَ', 'خَمْسٌ وَأَرْبَعُونَ دَقِيقَةً')
+    >>> counted(5, ("دَقِيقَة", "دَقَائِق", True), feminine=True), counted(45, ("دَقِيقَة", "دَقَائِق", True),
+    feminine=True) ('خَمْسُ دَقَائِقَ', 'خَمْسٌ وَأَرْبَعُونَ دَقِيقَةً')
     """
     one, many, diptote = noun
     rest = n % 100
@@ -132,7 +134,8 @@ def counted(n: int, noun: Noun, feminine: bool = False, case: str = "u", constru
 
 
 def number_to_words(n: int, feminine: bool = False, case: str = "u", construct: bool = False) -> str:
-    """0 to 999,999,999,999 -> vocalised words, counting masculine or `feminine` things, before a genitive if `construct`.
+    """0 to 999,999,999,999 -> vocalised words, counting masculine or `feminine` things, before a genitive if
+    `construct`.
 
     >>> number_to_words(25), number_to_words(3000), number_to_words(5, feminine=True, construct=True)
     ('خَمْسَةٌ وَعِشْرُونَ', 'ثَلَاثَةُ آلَافٍ', 'خَمْسُ')
@@ -176,13 +179,30 @@ def ordinal(n: int, feminine: bool = False, case: str = "u") -> str:
     first = stem if long else stem + ("َة" if feminine else "") + VOWEL[ending]
     if n <= 10:
         return article(first)
-    return f"{article(first)} {TEN_AFTER[feminine]}" if n < 20 else article(first) + AND + article(below_hundred(ten * 10, feminine, case, False))
+    return (
+        f"{article(first)} {TEN_AFTER[feminine]}"
+        if n < 20
+        else article(first) + AND + article(below_hundred(ten * 10, feminine, case, False))
+    )
 
 
 # --- dates and times --------------------------------------------------------------------------------------------------
 
 MONTHS = ["يَنَايِرَ", "فِبْرَايِرَ", "مَارِسَ", "أَبْرِيلَ", "مَايُو", "يُونِيُو", "يُولِيُو", "أُغُسْطُسَ", "سِبْتَمْبِرَ", "أُكْتُوبَرَ", "نُوفَمْبِرَ", "دِيسَمْبِرَ"]
-HIJRI_MONTHS = ["الْمُحَرَّمِ", "صَفَرٍ", "رَبِيعٍ الْأَوَّلِ", "رَبِيعٍ الْآخِرِ", "جُمَادَى الْأُولَى", "جُمَادَى الْآخِرَةِ", "رَجَبٍ", "شَعْبَانَ", "رَمَضَانَ", "شَوَّالٍ", "ذِي الْقَعْدَةِ", "ذِي الْحِجَّةِ"]
+HIJRI_MONTHS = [
+    "الْمُحَرَّمِ",
+    "صَفَرٍ",
+    "رَبِيعٍ الْأَوَّلِ",
+    "رَبِيعٍ الْآخِرِ",
+    "جُمَادَى الْأُولَى",
+    "جُمَادَى الْآخِرَةِ",
+    "رَجَبٍ",
+    "شَعْبَانَ",
+    "رَمَضَانَ",
+    "شَوَّالٍ",
+    "ذِي الْقَعْدَةِ",
+    "ذِي الْحِجَّةِ",
+]
 NO_FORM = "no number, date or time of a form that we read"
 PERCENT = "فِي الْمِئَةِ"
 HIJRA, CHRIST, BEFORE_CHRIST, BEFORE_HIJRA = "لِلْهِجْرَةِ", "لِلْمِيلَادِ", "قَبْلَ الْمِيلَادِ", "قَبْلَ الْهِجْرَةِ"
@@ -191,7 +211,8 @@ SECOND = ("ثَانِيَة", "ثَوَان", False)
 
 
 def date_to_words(day: int, month: int, year: int, era: str | None, case: str = "u") -> str:
-    """A day of the Gregorian calendar, or of the Islamic one if `era` is لِلْهِجْرَةِ. Raises ValueError if there is no such day.
+    """A day of the Gregorian calendar, or of the Islamic one if `era` is لِلْهِجْرَةِ. Raises ValueError if there is no
+    such day.
 
     >>> date_to_words(12, 5, 2024, None)
     'الثَّانِيَ عَشَرَ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ'
@@ -202,12 +223,19 @@ def date_to_words(day: int, month: int, year: int, era: str | None, case: str = 
         raise ValueError("no date")
     if not era and 1300 <= year < 1500:
         raise ValueError("a date of either calendar (put هـ or م after it)")
-    words = [ordinal(day, case=case), "مِنْ", (HIJRI_MONTHS if hijri else MONTHS)[month - 1], "عَامَ", number_to_words(year, case="i")]
+    words = [
+        ordinal(day, case=case),
+        "مِنْ",
+        (HIJRI_MONTHS if hijri else MONTHS)[month - 1],
+        "عَامَ",
+        number_to_words(year, case="i"),
+    ]
     return " ".join(words + ([era] if era else []))
 
 
 def hour_to_words(hour: int, minute: int = 0, second: int = 0, case: str = "u") -> str:
-    """What follows السَّاعَةُ: the hour as a feminine ordinal, then minutes and seconds. Raises ValueError if there is no such time.
+    """What follows السَّاعَةُ: the hour as a feminine ordinal, then minutes and seconds. Raises ValueError if there is
+    no such time.
 
     >>> hour_to_words(10, 30), hour_to_words(1, 5)
     ('الْعَاشِرَةُ وَالنِّصْفُ', 'الْوَاحِدَةُ وَخَمْسُ دَقَائِقَ')
@@ -245,10 +273,14 @@ GENITIVE = among(
 )
 YEAR_WORD = re.compile("[وف]?[بلك]?(?:ال|ل)?(?:عام|عامي|أعوام|(سنة|سنتي|سنوات))")
 OF_A_YEAR = among("ت توفي مات ولد المتوفى وفاته مولده ولادته تأسس تأسست")
-OF_A_LENGTH = re.compile("[وفبلك]?(?:ال)?(?:طول|ارتفاع|عرض|عمق|مساف|سباق|قطر|علو|سمك|محيط|جري|ركض|ابتعد|يبعد|تبعد|قطع|مشى|سار)")
+OF_A_LENGTH = re.compile(
+    "[وفبلك]?(?:ال)?(?:طول|ارتفاع|عرض|عمق|مساف|سباق|قطر|علو|سمك|محيط|جري|ركض|ابتعد|يبعد|تبعد|قطع|مشى|سار)"
+)
 # Nouns that are numbered by ordinals, when they have the article: الْقَرْنُ 19.
 NUMBERED = among("القرن اليوم الشهر الباب الفصل الجزء المجلد الطابق الدور المركز الصف البند الدرس المبحث السطر القسم")
-NUMBERED_FEMININE = among("الساعة الليلة المرة الطبعة الدورة المرتبة الذكرى الحلقة الآية السورة الصفحة المادة الفقرة المرحلة الجلسة")
+NUMBERED_FEMININE = among(
+    "الساعة الليلة المرة الطبعة الدورة المرتبة الذكرى الحلقة الآية السورة الصفحة المادة الفقرة المرحلة الجلسة"
+)
 HOUR = re.compile("[وفبل]?(?:ال|ل)ساعة")
 MONTH = re.compile(
     "(?:يناير|فبراير|مارس|[أاإ]بريل|مايو|يوني[وه]|يولي[وه]|[أا]غسطس|سبتمبر|[أا]كتوبر|نوفمبر|ديسمبر|كانون|شباط|آذار|نيسان|أيار|حزيران"
@@ -256,12 +288,15 @@ MONTH = re.compile(
 )
 # Counted nouns whose gender their letters do not tell; those in ة, in ات and of the form of رَسَائِل are feminine.
 FEMININE = among(
-    "سور مدن نساء ليال ليالي نقاط غرف سنين سنون ثوان ثواني أنفس عيون أعين أيد أقدام سفن قرى مدارس دول شقق قطع نسخ خطب جمل أمم "
+    "سور مدن نساء ليال ليالي نقاط غرف سنين سنون ثوان ثواني أنفس عيون أعين أيد أقدام سفن قرى مدارس دول شقق قطع نسخ خطب "
+    "جمل أمم "
     "فرق صور قصص حجج نفس دار يد عين بنت أم أخت أذن قدم ساق شمس نار بئر كأس حرب ريح نسمات"
 )
 MASCULINE = among(
-    "متر أمتار كيلومترات سنتيمترات مليمترات كيلوغرامات غرامات لترات دولارات ريالات جنيهات مجلدات حيوانات قرارات باصات خلفاء رؤساء "
-    "آلاف ملايين مليارات أيام أشهر شهور أعوام أسابيع قرون رجال أشخاص أولاد أطفال طلاب كتب أجزاء أبواب فصول أبيات بيوت دراهم دنانير أقلام"
+    "متر أمتار كيلومترات سنتيمترات مليمترات كيلوغرامات غرامات لترات دولارات ريالات جنيهات مجلدات حيوانات قرارات باصات "
+    "خلفاء رؤساء "
+    "آلاف ملايين مليارات أيام أشهر شهور أعوام أسابيع قرون رجال أشخاص أولاد أطفال طلاب كتب أجزاء أبواب فصول أبيات بيوت "
+    "دراهم دنانير أقلام"
 )
 # Units written short, after digits only.
 UNITS: dict[str, Noun] = {
@@ -287,7 +322,8 @@ def word_at(text: str, end: int) -> str:
 
 
 def words_before(text: str, count: int) -> list[str]:
-    """The last words of the text, the nearest first, as long as nothing but a space (or a bracket that opens) parts them."""
+    """The last words of the text, the nearest first, as long as nothing but a space (or a bracket that opens) parts
+    them."""
     end, words = len(text.rstrip(" (")), []
     while len(words) < count and (word := word_at(text, end)):
         words.append(word)
@@ -298,15 +334,23 @@ def words_before(text: str, count: int) -> list[str]:
 
 
 def genders(n: int, noun: str) -> tuple[bool, bool]:
-    """Of a number before a word: (whether it loses its tanween, whether the word is feminine). A word that does not show that
-    it is counted changes nothing."""
+    """Of a number before a word: (whether it loses its tanween, whether the word is feminine). A word that does not
+    show that it is counted changes nothing."""
     letters, rest = bare(noun), n % 100
     ending = re.search(f"[{MARK}]*$", noun)[0]
     if 3 <= rest <= 10:
         broken = re.fullmatch("..ا.ي?.", letters)
-        if "ٍ" in ending or letters in FEMININE | MASCULINE or (letters.endswith("ات") and len(letters) > 3) or (broken and "َ" in ending):
-            verbal = letters.endswith("ات") and letters[0] in "اإ"  # اجْتِمَاعَات, إِنْجَازَات: masculine in the singular
-            feminine = letters in FEMININE or (letters not in MASCULINE and not verbal and (letters.endswith("ات") or re.fullmatch("..ائ.", letters)))
+        if (
+            "ٍ" in ending
+            or letters in FEMININE | MASCULINE
+            or (letters.endswith("ات") and len(letters) > 3)
+            or (broken and "َ" in ending)
+        ):
+            # اجْتِمَاعَات, إِنْجَازَات: masculine in the singular
+            verbal = letters.endswith("ات") and letters[0] in "اإ"
+            feminine = letters in FEMININE or (
+                letters not in MASCULINE and not verbal and (letters.endswith("ات") or re.fullmatch("..ائ.", letters))
+            )
             return True, bool(feminine)
     elif rest > 10:
         if letters.endswith("ة") and ending in ("", "ً"):
@@ -322,7 +366,8 @@ def genitive_ending(word: str) -> bool:
 
 
 def attached(prefix: str) -> Callable[[str], str] | None:
-    """What letters that touch the digits from the right do to the words, if they are prefixes: وَ, بِ, الـ, لِلـ and the like.
+    """What letters that touch the digits from the right do to the words, if they are prefixes: وَ, بِ, الـ, لِلـ and
+    the like.
 
     >>> attached("ب")("خَمْسَةٍ"), attached("لل")("الْخَمْسَةِ")
     ('بِخَمْسَةٍ', 'لِلْخَمْسَةِ')
@@ -354,22 +399,31 @@ TELEPHONE = re.compile(r"(?:\+|0[0-9])[0-9]*(?:-[0-9]+)+|\+[0-9]{7,}")
 RUN = re.compile(f"[^\\s()\\[\\]{LETTER}{MARK}0-9]*[0-9][^\\s()\\[\\]{LETTER}{MARK}]*")
 CORE = re.compile(f"([،؛؟!,;?:]*)(.*?)((?:[.،؛؟!,;?:]|{DASH})*)")
 ERA = re.compile(f"( ?)(ه|م|ص|ق\\.? ?[مه]|{'|'.join(sorted(UNITS, key=len, reverse=True))})(?!{WORD})")
-# What stands in several pieces and is one: thousands apart, a telephone number, a date, a range, a per cent, two calendars.
+# What stands in several pieces and is one: thousands apart, a telephone number, a date, a range, a per cent, two
+# calendars.
 THOUSANDS = re.compile(r"(?<![0-9.,،٫٬/:+-])(?<![0-9] )[1-9][0-9]{0,2}(?: [0-9]{3})+(?=[.,٫][0-9]|(?! ?[0-9]))")
 SPACED_TELEPHONE = re.compile(r"(?<![0-9.,،٫٬/:-])(?<![0-9] )(?:\+|0)[0-9]+(?:[ -][0-9]+)+")
-SPACED_DATE = re.compile("(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) ?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])")
+SPACED_DATE = re.compile(
+    "(?<![0-9])([0-9]{1,2}) ?([-/]) ?([0-9]{1,2}) ?\\2 ?([0-9]{3,4})(?![0-9])|(?<![0-9])([0-9]{4}) ?([-/]) "
+    "?([0-9]{1,2}) ?\\6 ?([0-9]{1,2})(?![0-9])"
+)
 FOLLOWING = re.compile(f" ?({WORD}+)((?: {WORD}+)?)")
 PARTED = re.compile("[0-9] [0-9]")
-TWICE_IN_RANGE = re.compile(f"(?<![0-9])([0-9]{{1,4}}) ?(م|هـ?|ق\\.? ?م) ?{DASH} ?([0-9]{{1,4}} ?\\2)(?!{WORD})")  # 1990م - 2000م
+# 1990م - 2000م
+TWICE_IN_RANGE = re.compile(f"(?<![0-9])([0-9]{{1,4}}) ?(م|هـ?|ق\\.? ?م) ?{DASH} ?([0-9]{{1,4}} ?\\2)(?!{WORD})")
 ATTACHED_LATER = re.compile(f"(?<!{WORD})((?:بِ|لِ|كَ)|[وف]?[َ]?(?:[بك][َِ]?)?ال|[وف]?[َ]?لِ?ل) (?=[0-9])")
-SPACED_RANGE = re.compile(f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))")
+SPACED_RANGE = re.compile(
+    f"(?<![0-9.,،٫٬/:-])([0-9]+)((?::[0-9]{{2}})?%? ?)({DASH})( ?)([0-9]+)(?=[:%٪0-9]*(?:[^-/0-9]|$))"
+)
 
 
 def in_one_piece(text: str) -> str:
     """Without the spaces inside a number, telephone number, date, per cent or range."""
     if PARTED.search(text):
         text = THOUSANDS.sub(lambda m: m[0].replace(" ", "٬"), text)
-        text = SPACED_TELEPHONE.sub(lambda m: m[0].replace(" ", "-") if sum(c.isdigit() for c in m[0]) >= 7 else m[0], text)
+        text = SPACED_TELEPHONE.sub(
+            lambda m: m[0].replace(" ", "-") if sum(c.isdigit() for c in m[0]) >= 7 else m[0], text
+        )
         text = re.sub("(?<=[0-9]) (?=[1-9][/⁄][0-9])", "\ue000", text)  # 5 1/2 is one number
     if "%" in text or "٪" in text:
         text = text.replace("٪", "%")
@@ -393,8 +447,8 @@ class Reader:
     """How one run is read: what stands around it decides its case, its gender and whether it loses its tanween."""
 
     def __init__(self, before: str, prefix: str, after: str):
-        """`before`: the text as far as the run, without `prefix`, the letters that are one word with the digits (بِ, الـ);
-        `after`: the text from the run's end on."""
+        """`before`: the text as far as the run, without `prefix`, the letters that are one word with the digits (بِ,
+        الـ); `after`: the text from the run's end on."""
         self.after, self.era, self.used = after, ERA.match(after), 0
         written = words_before(before, 3)
         self.previous = [bare(w) for w in written]
@@ -402,7 +456,11 @@ class Reader:
         year = None if prefix or re.search("[ًٌٍ]", self.written) else YEAR_WORD.fullmatch(self.first)
         governs = self.first in GENITIVE or (self.first[:1] in ("و", "ف") and self.first[1:] in GENITIVE)
         governs = governs and not re.search("[ًٌٍ]|^مَن", self.written)
-        genitive = re.fullmatch("[وف]?(?:[بلك](?:ال)?|لل)", bare(prefix)) if prefix and bare(prefix) != "ال" else governs or year
+        genitive = (
+            re.fullmatch("[وف]?(?:[بلك](?:ال)?|لل)", bare(prefix))
+            if prefix and bare(prefix) != "ال"
+            else governs or year
+        )
         self.case = "i" if genitive else "u"
         self.feminine = bool(year and year[1])
         self.definite = bare(prefix).endswith(("ال", "لل"))
@@ -447,7 +505,9 @@ class Reader:
             if re.search("سور|آي|نسب|مقياس|سفر", self.first):
                 raise ValueError("a time, a ratio or a verse")
             case = self.adjective_case() if self.hour else self.case
-            words = ("" if self.hour else f"السَّاعَة{VOWEL[case]} ") + hour_to_words(*(int(g or 0) for g in match.groups()), case=case)
+            words = ("" if self.hour else f"السَّاعَة{VOWEL[case]} ") + hour_to_words(
+                *(int(g or 0) for g in match.groups()), case=case
+            )
             return words + self.half_of_day()
         if TELEPHONE.fullmatch(run):
             return ("زَائِدٌ " if run[0] == "+" else "") + one_by_one(re.sub("[^0-9]", "", run), self.case)
@@ -502,7 +562,9 @@ class Reader:
         between = " وَ" if self.first == "بين" else " إِلَى "
         if TIME.fullmatch(first) and TIME.fullmatch(last):
             first, last = (hour_to_words(*map(int, t.split(":")), case=c) for t, c in ((first, self.case), (last, "i")))
-            return f"{'' if self.hour else f'السَّاعَة{VOWEL[self.case]} '}{first}{between}السَّاعَةِ {last}{self.half_of_day()}"
+            return (
+                f"{'' if self.hour else f'السَّاعَة{VOWEL[self.case]} '}{first}{between}السَّاعَةِ {last}{self.half_of_day()}"
+            )
         low, high = whole(first), whole(last)
         name = re.sub("[ .]", "", self.era[2]) if self.era else ""
         if low is None or high is None:
@@ -510,7 +572,12 @@ class Reader:
         if low == high or (low > high) != (name in ("قم", "قه")):  # years before an era count down
             raise ValueError("a range that does not rise")
         if self.hour and high <= 24:
-            return hour_to_words(low, case=self.adjective_case()) + between + hour_to_words(high, case="i") + self.half_of_day()
+            return (
+                hour_to_words(low, case=self.adjective_case())
+                + between
+                + hour_to_words(high, case="i")
+                + self.half_of_day()
+            )
         if self.numbered and low >= 1 and high <= 99:
             feminine = self.first in NUMBERED_FEMININE
             return ordinal(low, feminine, self.adjective_case()) + between + ordinal(high, feminine, "i")
@@ -532,8 +599,8 @@ def whole(run: str) -> int | None:
 
 
 def value(run: str, case: str, construct: bool = False) -> str:
-    """A number by itself: whole, decimal, with leading zeros, or a fraction, which may stand before a genitive (`construct`:
-    نِصْفُ كُوبٍ). Raises ValueError.
+    """A number by itself: whole, decimal, with leading zeros, or a fraction, which may stand before a genitive
+    (`construct`: نِصْفُ كُوبٍ). Raises ValueError.
 
     >>> value("3.05", "u"), value("007", "u"), value("3/4", "u")
     ('ثَلَاثَةٌ فَاصِلَةٌ صِفْرٌ خَمْسَةٌ', 'صِفْرٌ صِفْرٌ سَبْعَةٌ', 'ثَلَاثَةُ أَرْبَاعٍ')
@@ -542,7 +609,9 @@ def value(run: str, case: str, construct: bool = False) -> str:
         above, below = int(match[2]), int(match[3])
         if not above < below <= 10:
             raise ValueError("no fraction that we read, and no date")
-        part = counted(above, (PARTS[below - 2], PARTS_MANY[below - 2], False), case=case, construct=construct and not match[1])
+        part = counted(
+            above, (PARTS[below - 2], PARTS_MANY[below - 2], False), case=case, construct=construct and not match[1]
+        )
         return number_to_words(int(match[1]), case=case) + AND + part if match[1] else part
     found = NUMBER.fullmatch(run)
     if not found or not run:

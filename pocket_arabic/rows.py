@@ -1,11 +1,11 @@
 """Utterances -> batches of tensors: what is drawn for an epoch, the order of its rows, and the tensors of a step.
 
-A row is [bos_before_voice | prompt | text | bos | frames 0..T-1]. Everything drawn for it is a pure function of (seed, epoch,
-utterance), and noise and times of a step are one of (seed, step) for the step's whole batch: a resumed run, another division
-of the batch into parts or another number of processes on the same kind of device takes the same steps.
+A row is [bos_before_voice | prompt | text | bos | frames 0..T-1]. Everything drawn for it is a pure function of (seed,
+epoch, utterance), and noise and times of a step are one of (seed, step) for the step's whole batch: a resumed run,
+another division of the batch into parts or another number of processes on the same kind of device takes the same steps.
 
-Shapes: U utterances of a split, B rows, L positions, N frames of the B rows, R frames of the whole step, C = 32 latent dimensions,
-K draws per frame (K' for the distillation term).
+Shapes: U utterances of a split, B rows, L positions, N frames of the B rows, R frames of the whole step, C = 32 latent
+dimensions, K draws per frame (K' for the distillation term).
 """
 
 import os
@@ -26,11 +26,14 @@ from pocket_arabic.run import UserError
 PAD, VOICE_START, PROMPT, TEXT, AUDIO_START, FRAME = range(6)  # what stands at a position
 ROW, ORDER, DISTIL, TEXT_MARKS, NOISE, EVAL_NOISE = range(6)  # separate streams of random numbers under one seed
 EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
-DISTILL_SHARE = 0.25  # of the steps compute the distillation term, divided by this share (kyutai-labs/pocket-tts training): 9 % faster
+# of the steps compute the distillation term, divided by this share (kyutai-labs/pocket-tts training): 9 % faster
+DISTILL_SHARE = 0.25
 PROMPT_SEC = (2.5, 10.0)  # a voice prompt's shortest crop and longest length
 CROP_SHARE = 0.3  # of prompts are cropped (kyutai-labs/pocket-tts, `small_voices_finetune`)
-CUT_SHARE, CUT_SEC = 0.3, 0.5  # of prompts lose up to so much at one end, in mid-word, as people cut them (kyutai-labs/pocket-tts#311)
-RESIDENT_BYTES = 2 * 2**30  # of latents kept on the device, 370 h of speech; a step of a larger corpus reads its own, some 2 MB
+# of prompts lose up to so much at one end, in mid-word, as people cut them (kyutai-labs/pocket-tts#311)
+CUT_SHARE, CUT_SEC = 0.3, 0.5
+# of latents kept on the device, 370 h of speech; a step of a larger corpus reads its own, some 2 MB
+RESIDENT_BYTES = 2 * 2**30
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -82,9 +85,11 @@ def latent_statistics(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
 NFC_ORDER = re.compile("(~)([FNKaui])")
 
 
-def draw_text(rng: np.random.Generator, text_model: str, mark_dropout: float, stop_dropout: float, nfc_share: float) -> str:
-    """The text as a careless writer might give it: without marks, with some of them, without its last stop, or with marks in
-    Unicode's order.
+def draw_text(
+    rng: np.random.Generator, text_model: str, mark_dropout: float, stop_dropout: float, nfc_share: float
+) -> str:
+    """The text as a careless writer might give it: without marks, with some of them, without its last stop, or with
+    marks in Unicode's order.
 
     With probability `mark_dropout` marks go: all of them in half of these rows, a random share in the others. With
     probability `nfc_share` shadda stands behind its vowel, as in NFC: stock tools give such text to the model as it is.
@@ -118,8 +123,8 @@ def encode_all(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.n
 def token_durations(tokens: np.ndarray, starts: np.ndarray, frames: np.ndarray, vocabulary: int) -> np.ndarray:
     """Frames that each token of the vocabulary lasts, by non-negative least squares over utterances.
 
-    `tokens`, `starts` as `encode_all` gives them, `frames` [U]. A poor man's aligner: one number a symbol and no context.
-    It leaves 1.4 frames of the deviation of 16.8 between the embedded corpus's utterances unexplained.
+    `tokens`, `starts` as `encode_all` gives them, `frames` [U]. A poor man's aligner: one number a symbol and no
+    context. It leaves 1.4 frames of the deviation of 16.8 between the embedded corpus's utterances unexplained.
     """
     counts = np.zeros((len(frames), vocabulary))
     np.add.at(counts, (np.repeat(np.arange(len(frames)), np.diff(starts)), tokens), 1)
@@ -160,14 +165,25 @@ class Epoch:
 class Utterances:
     """A split as arrays, with its choices of voice prompts from the training split.
 
-    Left out is who has no other utterance of its speaker in train to be prompted with. `subset`: the first so many of train.
-    `guided`: learn how long each token lasts, which guided steps need. `voice_start`: rows begin with bos_before_voice, as the
-    model wants it. `null`: batches come with the same rows without text and voice. Raises UserError if nothing is left.
+    Left out is who has no other utterance of its speaker in train to be prompted with. `subset`: the first so many of
+    train. `guided`: learn how long each token lasts, which guided steps need. `voice_start`: rows begin with
+    bos_before_voice, as the model wants it. `null`: batches come with the same rows without text and voice. Raises
+    UserError if nothing is left.
     """
 
-    def __init__(self, cache: Cache, split: str, tokenizer: Tokenizer, frame_rate: float, draws: Draws, latents: Latents,
-                 subset: int | None = None, guided: bool = False, voice_start: bool = True,
-                 null: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        cache: Cache,
+        split: str,
+        tokenizer: Tokenizer,
+        frame_rate: float,
+        draws: Draws,
+        latents: Latents,
+        subset: int | None = None,
+        guided: bool = False,
+        voice_start: bool = True,
+        null: bool = False,
+    ):
         self.voice_start, self.null = voice_start, null
         self.draws, self.tokenizer, self.latents, self.frame_rate = draws, tokenizer, latents, frame_rate
         train = cache.split("train")
@@ -193,9 +209,15 @@ class Utterances:
         usable = (speaker >= 0) & (np.append(self.pool_size, 0)[speaker] > (own >= 0))
         if not usable.all():
             left_out = int((~usable).sum())
-            print(f"{split}: {left_out} of {len(every)} utterances left out, no other of their speaker in train to prompt with")
+            print(
+                f"{split}: {left_out} of {len(every)} utterances left out, no other of their speaker in train to "
+                "prompt with"
+            )
         if not usable.any():
-            raise UserError(f"{cache.folder}: no {split} utterance can be used; every speaker needs two utterances in train, and {split} needs one of theirs")
+            raise UserError(
+                f"{cache.folder}: no {split} utterance can be used; every speaker needs two utterances in train, and "
+                f"{split} needs one of theirs"
+            )
         rows = [row for row, use in zip(every, usable) if use]
         self.speaker, self.own = speaker[usable], own[usable]
         self.ids = [row["id"] for row in rows]
@@ -205,10 +227,13 @@ class Utterances:
         self.tokens, self.token_start = encode_all(tokenizer, self.texts)
         head_sec = cache.info["options"]["head_sec"] if cache.info["options"]["trim"] else 0.0
         self.head = head_sec * frame_rate  # frames before the first word
-        self.spoken = np.array([row["speech_end_sec"] for row in rows]) * frame_rate - self.head  # from it to the end of the last
+        # from it to the end of the last
+        self.spoken = np.array([row["speech_end_sec"] for row in rows]) * frame_rate - self.head
         self.durations = None
         if guided:
-            vocabulary = (tokenizer.tokenizer if isinstance(tokenizer, JsonTokenizer) else tokenizer.sp).get_vocab_size()
+            vocabulary = (
+                tokenizer.tokenizer if isinstance(tokenizer, JsonTokenizer) else tokenizer.sp
+            ).get_vocab_size()
             self.durations = token_durations(self.tokens, self.token_start, self.spoken, vocabulary)
 
     def __len__(self) -> int:
@@ -230,7 +255,11 @@ class Utterances:
         other = (pick * (self.pool_size[self.speaker] - has_own)).astype(np.int64)
         other += self.pool_start[self.speaker] + (has_own & (other >= self.own))
         frames, shortest = self.pool_frames[other], int(PROMPT_SEC[0] * self.frame_rate)
-        size = np.where((crop < CROP_SHARE) & (frames > shortest), shortest + (length * (frames - shortest + 1)).astype(np.int64), frames)
+        size = np.where(
+            (crop < CROP_SHARE) & (frames > shortest),
+            shortest + (length * (frames - shortest + 1)).astype(np.int64),
+            frames,
+        )
         first = self.pool_first[other] + (place * (frames - size + 1)).astype(np.int64)
         if number != EVAL_EPOCH:
             gone = np.where(cut < CUT_SHARE, (lost * (CUT_SEC * self.frame_rate + 1)).astype(np.int64), 0)
@@ -266,12 +295,21 @@ class Utterances:
                 return np.asarray(self.tokenizer.encode(drawn), np.int64)
         return self.tokens[self.token_start[row] : self.token_start[row + 1]]
 
-    def batch(self, rows: np.ndarray, epoch: Epoch, part: int = 0, parts: int = 1, size: int | None = None, bits: int | None = None,
-              window: float | None = None, null: bool = True) -> "Batch":  # fmt: skip
+    def batch(
+        self,
+        rows: np.ndarray,
+        epoch: Epoch,
+        part: int = 0,
+        parts: int = 1,
+        size: int | None = None,
+        bits: int | None = None,
+        window: float | None = None,
+        null: bool = True,
+    ) -> "Batch":
         """Every `parts`-th of a step's `rows` from `part` on, as tensors on the host.
 
-        `size`: rows of the result, filled up with empty ones; `bits`: round lengths up (`rounded`); None leaves both as they are.
-        `window`: frames around its own from which a frame sees text, in guided steps.
+        `size`: rows of the result, filled up with empty ones; `bits`: round lengths up (`rounded`); None leaves both as
+        they are. `window`: frames around its own from which a frame sees text, in guided steps.
         """
         mine = rows[part::parts]
         lent = len(mine) == 0  # nothing for this part: a row without weight keeps it in step with the others
@@ -293,7 +331,10 @@ class Utterances:
         kinds = np.broadcast_to([VOICE_START, PROMPT, TEXT, AUDIO_START, FRAME], counts.shape)
         length = counts.sum(1)
         row, column = ragged(length)
-        kind, index = np.repeat(kinds.ravel(), counts.ravel()), np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1]
+        kind, index = (
+            np.repeat(kinds.ravel(), counts.ravel()),
+            np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1],
+        )
         index[kind == TEXT] = np.concatenate(tokens)[index[kind == TEXT]]
         shape = size or len(mine), rounded(int(length.max()), bits)
         grid = np.zeros((2, *shape), np.int64)
@@ -320,10 +361,17 @@ class Utterances:
             null=self.batch(rows, epoch.null(), part, parts, size, bits, null=False) if self.null and null else None,
         )
 
-    def expected(self, tokens: list[np.ndarray], kind: np.ndarray, row: np.ndarray, column: np.ndarray, shape: tuple[int, int],
-                 mine: np.ndarray) -> np.ndarray:  # fmt: skip
-        """[B, L, 2] for guided steps: the frames a text token is expected from and to, and for an audio position its own frame
-        twice, at most that of the last word's end."""
+    def expected(
+        self,
+        tokens: list[np.ndarray],
+        kind: np.ndarray,
+        row: np.ndarray,
+        column: np.ndarray,
+        shape: tuple[int, int],
+        mine: np.ndarray,
+    ) -> np.ndarray:
+        """[B, L, 2] for guided steps: the frames a text token is expected from and to, and for an audio position its
+        own frame twice, at most that of the last word's end."""
         table = np.zeros((*shape, 2), np.float32)
         ids, counts = np.concatenate(tokens), np.array([len(t) for t in tokens])
         of, _ = ragged(counts)
@@ -352,7 +400,8 @@ def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rounded(number: int, bits: int | None) -> int:
-    """Up to the next number of `bits` significant bits (a multiple of 16 at least): few shapes, 4 % of padding with 4 bits.
+    """Up to the next number of `bits` significant bits (a multiple of 16 at least): few shapes, 4 % of padding with 4
+    bits.
 
     >>> rounded(131, 4), rounded(3324, 4), rounded(3324, None)
     (144, 3328, 3324)
@@ -365,7 +414,11 @@ def rounded(number: int, bits: int | None) -> int:
 
 def filled(array: np.ndarray, rows: int) -> np.ndarray:
     """[n, ...] with rows of zeros up to `rows` of them."""
-    return array if len(array) == rows else np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+    return (
+        array
+        if len(array) == rows
+        else np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+    )
 
 
 # --- the tensors of a step --------------------------------------------------------------------------------------------
@@ -373,11 +426,13 @@ def filled(array: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass
 class Batch:
-    """Rows as one set of tensors. With empty rows and frames in it whose weight is 0, shapes are a few rounded sizes."""
+    """Rows as one set of tensors. With empty rows and frames in it whose weight is 0, shapes are a few rounded
+    sizes."""
 
     kind: torch.Tensor  # [B, L] what stands at each position, PAD .. FRAME
     index: torch.Tensor  # [B, L] the token, or the frame in `latents`
-    target: torch.Tensor  # [N, 3] the position in B x L that predicts a frame, that frame in `latents`, its row of the step's noise
+    # [N, 3] the position in B x L that predicts a frame, that frame in `latents`, its row of the step's noise
+    target: torch.Tensor
     valid: torch.Tensor  # [N] 1, or 0 for padding
     end_at: torch.Tensor  # [B] the position in B x L after the last frame
     end_valid: torch.Tensor  # [B]
@@ -411,9 +466,12 @@ def distils(seed: int, step: int) -> bool:
     return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
 
 
-def draw_noise(draws: Draws, stream: int, step: int, frames: int, distil: bool, device: torch.device, width: int = 32) -> torch.Tensor:
-    """[R, K (C + 1) + K' (C + 2)] standard normal numbers of a step: for each of `frames` noise and time of every draw, and, with
-    the distillation term, noise and two times. A pure function of (seed, stream, step) on one kind of device."""
+def draw_noise(
+    draws: Draws, stream: int, step: int, frames: int, distil: bool, device: torch.device, width: int = 32
+) -> torch.Tensor:
+    """[R, K (C + 1) + K' (C + 2)] standard normal numbers of a step: for each of `frames` noise and time of every draw,
+    and, with the distillation term, noise and two times. A pure function of (seed, stream, step) on one kind of
+    device."""
     seed = int(np.random.default_rng([stream, draws.seed, step]).integers(2**63))
     columns = draws.per_frame * (width + 1) + (draws.distill_per_frame * (width + 2) if distil else 0)
     if device.type == "cuda":

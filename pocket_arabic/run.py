@@ -31,8 +31,8 @@ class UserError(Exception):
 
 
 def command(main: Callable[[], None], again: str = "continues") -> None:
-    """Run a script's `main`; exit 2 with one line on a UserError, a full disk or a file that cannot be used, 130 on Ctrl-C.
-    `again`: what the same command does then."""
+    """Run a script's `main`; exit 2 with one line on a UserError, a full disk or a file that cannot be used, 130 on
+    Ctrl-C. `again`: what the same command does then."""
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
@@ -62,7 +62,8 @@ def end(status: int, message: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, for a script's docstring; a usage error is one line, and quotes no more than a line of what was given."""
+    """argparse's, for a script's docstring; a usage error is one line, and quotes no more than a line of what was
+    given."""
 
     def __init__(self, manual: str):
         super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +132,8 @@ def use_all_cores() -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place only if the block succeeds, so no half file ever looks whole."""
+    """Yield a temporary path beside `path`; rename it into place only if the block succeeds, so no half file ever looks
+    whole."""
     tmp = path.with_name(f"{TMP}.{os.getpid()}.{next(COUNT)}{path.suffix}")
     try:
         yield tmp
@@ -148,8 +150,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path, holds: Callable[[dict], bool] = bool) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out. Raises UserError for any other line
-    that is no object, or of which not `holds` what is wanted of it."""
+    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out. Raises UserError for any
+    other line that is no object, or of which not `holds` what is wanted of it."""
     if not path.exists():
         return []
     found = []
@@ -160,7 +162,9 @@ def read_jsonl(path: Path, holds: Callable[[dict], bool] = bool) -> list[dict]:
         except ValueError:
             found.append(None)
         if not isinstance(found[-1], dict) or not holds(found[-1]):
-            raise UserError(f"{path}: line {number} is damaged; delete that line (sed -i {number}d {path}) if you can do without it")
+            raise UserError(
+                f"{path}: line {number} is damaged; delete that line (sed -i {number}d {path}) if you can do without it"
+            )
     return found
 
 
@@ -202,7 +206,8 @@ def provenance() -> dict:
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that a step finishes and is saved; a second one kills as usual."""
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that a step finishes and is saved; a second one kills as
+    usual."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -221,7 +226,12 @@ class RunFolder:
     """runs/NAME: its lock, recipe (args.json), progress.jsonl, and where checkpoints, samples and the bundle go."""
 
     def __init__(self, path: Path):
-        self.path, self.progress, self.checkpoints, self.bundle = path, path / "progress.jsonl", path / "checkpoints", path / "bundle"
+        self.path, self.progress, self.checkpoints, self.bundle = (
+            path,
+            path / "progress.jsonl",
+            path / "checkpoints",
+            path / "bundle",
+        )
 
     def check(self, recipe: dict, free: set[str]) -> None:
         """Raises UserError if a run with another recipe is here; options in `free` may differ."""
@@ -230,7 +240,9 @@ class RunFolder:
             old = read_json(file, f"if {self.path} is not to be kept: rm -r {self.path}; else give another --out")
             changed = differences(*({k: v for k, v in options.items() if k not in free} for options in (old, recipe)))
             if changed:
-                raise UserError(f"{self.path} was trained with another recipe ({changed}); give another --out, or the same options")
+                raise UserError(
+                    f"{self.path} was trained with another recipe ({changed}); give another --out, or the same options"
+                )
 
     def open(self, recipe: dict) -> None:
         """Take the folder for this process, until it ends, however it ends. Raises UserError if another one has it."""
@@ -239,7 +251,9 @@ class RunFolder:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.path}: another train.py is at work in it; wait for it, or give another --out") from None
+            raise UserError(
+                f"{self.path}: another train.py is at work in it; wait for it, or give another --out"
+            ) from None
         for leftover in self.path.glob(f"{TMP}.*"):  # of a process killed while it wrote
             leftover.unlink()
         write_json(self.path / "args.json", recipe)
@@ -249,9 +263,13 @@ class RunFolder:
         return read_jsonl(self.progress, lambda r: isinstance(r.get("kind"), str) and isinstance(r.get("step", 0), int))
 
     def begin(self, record: dict) -> None:
-        """A new progress.jsonl with its first record. Raises UserError if a run that has lost its checkpoints is here."""
+        """A new progress.jsonl with its first record. Raises UserError if a run that has lost its checkpoints is
+        here."""
         if self.bundle.exists() or any("step" in r for r in self.records()):
-            raise UserError(f"{self.checkpoints}: its checkpoints are gone, and with them what the run had learnt; restore them, or begin anew: rm -r {self.path}")
+            raise UserError(
+                f"{self.checkpoints}: its checkpoints are gone, and with them what the run had learnt; restore them, "
+                f"or begin anew: rm -r {self.path}"
+            )
         self.progress.unlink(missing_ok=True)
         append_jsonl(self.progress, {"kind": "start", **provenance(), **record})
 

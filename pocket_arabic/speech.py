@@ -1,4 +1,5 @@
-"""Speaking with a bundle through the wheel's own inference: long texts in chunks, runaways caught, joins without clicks."""
+"""Speaking with a bundle through the wheel's own inference: long texts in chunks, runaways caught, joins without
+clicks."""
 
 import logging
 import math
@@ -31,8 +32,12 @@ SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that
 HEAD_SEC = 0.1  # silence kept before a chunk's first word, as in training
 FADE_SEC = 0.005  # at joins: a step of background noise clicks
 DECODE_FRAMES = 8  # decoded in one call; more hardly helps and delays the first audio
-NOT_FINITE = "the model gives audio that is not finite; try another --temperature, --guidance or --voice, or a model trained with a lower --lr"
-VOICE_SEC, LEAST_VOICE_SEC = 30.0, 0.3  # of a voice's recording read, and of sound wanted in it; prompts in training have 10 s at most
+NOT_FINITE = (
+    "the model gives audio that is not finite; try another --temperature, --guidance or --voice, or a model "
+    "trained with a lower --lr"
+)
+# of a voice's recording read, and of sound wanted in it; prompts in training have 10 s at most
+VOICE_SEC, LEAST_VOICE_SEC = 30.0, 0.3
 FLOOR_DB = 40.0  # silence is this far below a chunk's loudest 20 ms
 
 
@@ -50,18 +55,27 @@ class EosWatch(logging.Handler):
         self.missed += "without EOS" in record.getMessage()
 
 
-def load_bundle(bundle: Path, temperature: float | None = None, steps: int = 1, eos_threshold: float | None = None, guidance: float = 1.0) -> TTSModel:
+def load_bundle(
+    bundle: Path,
+    temperature: float | None = None,
+    steps: int = 1,
+    eos_threshold: float | None = None,
+    guidance: float = 1.0,
+) -> TTSModel:
     """A bundle -> the wheel's model, strictly loaded. Raises UserError."""
     config = load_config(str(bundle / "arabic.yaml"), bundled=True)
     weights = load_weights(config)
-    return tts_model(config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold, guidance)
+    return tts_model(
+        config, build_flow_lm(config, weights), load_mimi(config, weights), temperature, steps, eos_threshold, guidance
+    )
 
 
 class Blocks:
-    """The decoder's end of the wheel's queue of latents, which hands them out in blocks of `size`, the last one shorter.
+    """The decoder's end of the wheel's queue of latents, which hands them out in blocks of `size`, the last one
+    shorter.
 
-    The wheel decodes as many frames as happen to be queued, so the last bits depend on timing; one frame at a time they do
-    not, but that takes 1.3 times as long. In fixed blocks it is both fast and the same to the byte.
+    The wheel decodes as many frames as happen to be queued, so the last bits depend on timing; one frame at a time they
+    do not, but that takes 1.3 times as long. In fixed blocks it is both fast and the same to the byte.
     """
 
     def __init__(self, latents: queue.Queue, size: int):
@@ -88,8 +102,8 @@ class Blocks:
 def split_text(text_model: str, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Model text -> chunks of at most `max_tokens` tokens, each to be spoken in one go.
 
-    A chunk is a sentence, or several while they stay under a quarter of `max_tokens`: a lone word is read badly. A longer
-    sentence is cut at clause ends, and a longer clause between words; a word is never cut.
+    A chunk is a sentence, or several while they stay under a quarter of `max_tokens`: a lone word is read badly. A
+    longer sentence is cut at clause ends, and a longer clause between words; a word is never cut.
     """
 
     def size(text: str) -> int:
@@ -125,8 +139,8 @@ def pause_after(chunk: str) -> float:
 
 @torch.no_grad()
 def voice_state(model: TTSModel, voice: Path) -> ModelState:
-    """The model's state after the first `VOICE_SEC` of a recording of the voice, as the wheel makes it. Raises AudioError for one
-    that cannot be used or has no speech in it."""
+    """The model's state after the first `VOICE_SEC` of a recording of the voice, as the wheel makes it. Raises
+    AudioError for one that cannot be used or has no speech in it."""
     samples = read_audio(voice, model.sample_rate, VOICE_SEC)
     start, end = speech_bounds(samples, model.sample_rate, FLOOR_DB)
     if end - start < LEAST_VOICE_SEC * model.sample_rate:
@@ -148,15 +162,20 @@ def prompt_state(model: TTSModel, latents: torch.Tensor) -> ModelState:
     return state
 
 
-def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None, frames: int = 1) -> Iterator[np.ndarray]:
-    """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, and so does
-    leaving it, by a signal too: the wheel's threads, which abort a process that exits before them, are waited for."""
+def stream(
+    model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.Event | None = None, frames: int = 1
+) -> Iterator[np.ndarray]:
+    """One chunk of model text -> its audio, `frames` of 80 ms [1920] at a time as they come. `stop` ends it early, and
+    so does leaving it, by a signal too: the wheel's threads, which abort a process that exits before them, are waited
+    for."""
     stop, others = stop or threading.Event(), set(threading.enumerate())
     if model.guidance != 1:
         guide(model, 1 + as_utterance(model, Request(chunk, state, seed), None).max_frames)
     torch.manual_seed(seed)
     model.max_decoder_frames_per_call = 0  # all that `Blocks` hands out
-    model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(model, Blocks(latents, frames), *rest)
+    model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(
+        model, Blocks(latents, frames), *rest
+    )
     try:
         for audio in model.generate_audio_stream(state, chunk, max_tokens=10**6, stop=stop):
             if not torch.isfinite(audio).all():
@@ -171,11 +190,14 @@ def stream(model: TTSModel, state: dict, chunk: str, seed: int, stop: threading.
 
 
 def guide(model: TTSModel, positions: int) -> None:
-    """Make the wheel's own loop speak its next chunk with guidance, beside a row without text and voice of at most `positions`."""
+    """Make the wheel's own loop speak its next chunk with guidance, beside a row without text and voice of at most
+    `positions`."""
     lm, null = model.flow_lm, null_state(model)
     model._expand_kv_cache(null, positions)
 
-    def backbone(input_: torch.Tensor, text_embeddings: torch.Tensor, sequence: torch.Tensor, model_state: ModelState) -> torch.Tensor:
+    def backbone(
+        input_: torch.Tensor, text_embeddings: torch.Tensor, sequence: torch.Tensor, model_state: ModelState
+    ) -> torch.Tensor:
         z = FlowLMModel.backbone(lm, input_, text_embeddings, sequence, model_state)
         if sequence.shape[1] == 0:  # text is read, no frame
             return z
@@ -195,15 +217,24 @@ class Spoken:
 
 
 def longest_sec(model: TTSModel, chunk: str, slowest: float | None) -> float:
-    """Seconds after which a chunk has missed its end. `slowest`: seconds a token that the slowest training text took; half as
-    much again and a second may pass. The wheel's own cap, a third of a second a token and 2 s, is for word pieces and too
-    long for letters."""
+    """Seconds after which a chunk has missed its end. `slowest`: seconds a token that the slowest training text took;
+    half as much again and a second may pass. The wheel's own cap, a third of a second a token and 2 s, is for word
+    pieces and too long for letters."""
     return math.inf if slowest is None else 1.5 * slowest * len(model.flow_lm.conditioner.tokenizer.encode(chunk)) + 1
 
 
-def speak(model: TTSModel, state: ModelState, chunk: str, seed: int, watch: EosWatch, retries: int = 0, slowest: float | None = None) -> Spoken:
-    """One chunk of model text, spoken by the wheel's own loop. An attempt that misses its end, runs on beyond `longest_sec` or
-    is silent is made again with the next seed, up to `retries` times; if all fail, the shortest that is not silent counts."""
+def speak(
+    model: TTSModel,
+    state: ModelState,
+    chunk: str,
+    seed: int,
+    watch: EosWatch,
+    retries: int = 0,
+    slowest: float | None = None,
+) -> Spoken:
+    """One chunk of model text, spoken by the wheel's own loop. An attempt that misses its end, runs on beyond
+    `longest_sec` or is silent is made again with the next seed, up to `retries` times; if all fail, the shortest that
+    is not silent counts."""
     limit = longest_sec(model, chunk, slowest)
     attempts: list[Spoken] = []
     for attempt in range(seed, seed + retries + 1):
@@ -231,11 +262,17 @@ class Request:
     most_frames: int | None = None  # it is cut off there, and has missed its end
 
 
-def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> Iterator[Spoken]:
+def speak_each(
+    model: TTSModel,
+    requests: Iterable[Request],
+    retries: int = 0,
+    slowest: float | None = None,
+    size: int | None = None,
+) -> Iterator[Spoken]:
     """Requests, spoken `size` at a time, in their order, each as soon as it and those before it are done.
 
-    As `speak` does each alone: the same noise, cap and end, latents equal to 1e-4. `requests` may be a generator: only what
-    is being spoken, and what waits for its turn in the order, is in memory.
+    As `speak` does each alone: the same noise, cap and end, latents equal to 1e-4. `requests` may be a generator: only
+    what is being spoken, and what waits for its turn in the order, is in memory.
     """
     batch = Batch(model, size or default_size(model.flow_lm.bos_emb.device))
     start, waiting, again = time.monotonic(), enumerate(requests), deque()
@@ -268,26 +305,48 @@ def speak_each(model: TTSModel, requests: Iterable[Request], retries: int = 0, s
             following += 1
 
 
-def speak_texts(model: TTSModel, requests: Iterable[Request], max_tokens: int | None = None, retries: int = 0,
-                slowest: float | None = None, size: int | None = None) -> Iterator[tuple[np.ndarray, list[Spoken]]]:  # fmt: skip
-    """`speak_each` of texts of any length, in chunks of at most `max_tokens` tokens, or whole: the audio [samples] of each, and
-    its chunks as they were spoken."""
+def speak_texts(
+    model: TTSModel,
+    requests: Iterable[Request],
+    max_tokens: int | None = None,
+    retries: int = 0,
+    slowest: float | None = None,
+    size: int | None = None,
+) -> Iterator[tuple[np.ndarray, list[Spoken]]]:
+    """`speak_each` of texts of any length, in chunks of at most `max_tokens` tokens, or whole: the audio [samples] of
+    each, and its chunks as they were spoken."""
     tokenizer = model.flow_lm.conditioner.tokenizer
     texts = [(r, split_text(r.chunk, tokenizer, max_tokens) if max_tokens else [r.chunk]) for r in requests]
-    results = speak_each(model, (replace(r, chunk=chunk) for r, chunks in texts for chunk in chunks), retries, slowest, size)
+    results = speak_each(
+        model, (replace(r, chunk=chunk) for r, chunks in texts for chunk in chunks), retries, slowest, size
+    )
     for _, chunks in texts:
         parts = [next(results) for _ in chunks]
         yield join([part.audio for part in parts], [pause_after(chunk) for chunk in chunks], model.sample_rate), parts
 
 
-def speak_batch(model: TTSModel, requests: Iterable[Request], retries: int = 0, slowest: float | None = None, size: int | None = None) -> list[Spoken]:
+def speak_batch(
+    model: TTSModel,
+    requests: Iterable[Request],
+    retries: int = 0,
+    slowest: float | None = None,
+    size: int | None = None,
+) -> list[Spoken]:
     """All of `speak_each`."""
     return list(speak_each(model, requests, retries, slowest, size))
 
 
 def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Utterance:
     """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
-    lm, options = model.flow_lm, (model.remove_semicolons, model.append_terminal_punctuation, model.capitalize_first_letter, model.replace_characters)
+    lm, options = (
+        model.flow_lm,
+        (
+            model.remove_semicolons,
+            model.append_terminal_punctuation,
+            model.capitalize_first_letter,
+            model.replace_characters,
+        ),
+    )
     spaces = model.pad_with_spaces_for_short_inputs
     (text,) = split_into_best_sentences(lm.conditioner.tokenizer, request.chunk, 10**6, spaces, *options)
     prepared, guess = prepare_text_prompt(text, spaces, *options)
@@ -298,7 +357,8 @@ def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Ut
     limit = longest_sec(model, request.chunk, slowest) * model.mimi.frame_rate
     if limit < deadline:
         deadline = int(limit)
-        max_frames = min(max_frames, DECODE_FRAMES * (deadline // DECODE_FRAMES + 1))  # `speak` sees it at the end of a block
+        # `speak` sees it at the end of a block
+        max_frames = min(max_frames, DECODE_FRAMES * (deadline // DECODE_FRAMES + 1))
     if request.most_frames is not None:
         deadline, max_frames = min(deadline, request.most_frames), min(max_frames, request.most_frames)
     return Utterance(request.voice, tokens, request.seed, after, max_frames, deadline)

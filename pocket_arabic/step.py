@@ -7,11 +7,14 @@ import torch
 
 from pocket_arabic.rows import Batch
 
-Work = Callable[[Batch, torch.Tensor, float], dict[str, torch.Tensor]]  # (batch, noise, distill_weight) -> losses, gradients added
+Work = Callable[
+    [Batch, torch.Tensor, float], dict[str, torch.Tensor]
+]  # (batch, noise, distill_weight) -> losses, gradients added
 
 
 class Launched:
-    """Every operation from Python: on a CPU, on several processes, with a loss scaler or with dropout in the adapters."""
+    """Every operation from Python: on a CPU, on several processes, with a loss scaler or with dropout in the
+    adapters."""
 
     name = "launched"
 
@@ -35,10 +38,11 @@ class Recorded:
 
 
 class Replayed:
-    """One CUDA graph for each set of shapes, all in one pool of memory. Python launches 4,400 kernels a step, six times as long
-    as the GPU computes; replayed they are one launch.
+    """One CUDA graph for each set of shapes, all in one pool of memory. Python launches 4,400 kernels a step, six times
+    as long as the GPU computes; replayed they are one launch.
 
-    The first step of new shapes is launched, which warms up what may not be set up while recording; the second is recorded.
+    The first step of new shapes is launched, which warms up what may not be set up while recording; the second is
+    recorded.
     """
 
     name = "replayed as CUDA graphs"
@@ -79,7 +83,8 @@ class Replayed:
 
 
 class NormCheck:
-    """Whether a step's gradient was finite, asked without making the device wait: its norm is on the way to the host."""
+    """Whether a step's gradient was finite, asked without making the device wait: its norm is on the way to the
+    host."""
 
     def __init__(self, norm: torch.Tensor, step: int, inputs: dict):
         """`inputs`: what to save if it was not."""

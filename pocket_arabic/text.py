@@ -3,9 +3,9 @@
     "هَلْ أَنْتَ بِخَيْرٍ؟"  -> normalise -> "هَلْ أَنْتَ بِخَيْرٍ؟"  -> romanise -> "halo >anota bixayorK?"
 
 Marks and hamza forms are kept, because they are the pronunciation. Romanisation is Buckwalter's table, one symbol a
-character, so it is reversible. Nothing is dropped in silence but layout (tatweel, bidi controls, quotation marks); what else
-is dropped or changed (footnotes, signs of the Quran) is noted; numbers become words; a character that cannot be said, or
-marks that no word of Arabic has, raise TextError with their place.
+character, so it is reversible. Nothing is dropped in silence but layout (tatweel, bidi controls, quotation marks); what
+else is dropped or changed (footnotes, signs of the Quran) is noted; numbers become words; a character that cannot be
+said, or marks that no word of Arabic has, raise TextError with their place.
 """
 
 import re
@@ -53,12 +53,15 @@ LETTERS = "".join(c for c in ARABIC_TO_BUCKWALTER if c not in MARKS)
 VARIANTS = dict(zip("یکہھڪۃ", "يكههكة", strict=True))
 VARIANTS |= dict(zip("\u08f0\u08f1\u08f2\u06e1\u06e7", "ًٌٍْي", strict=True))
 VARIANTS |= dict.fromkeys(",٬–—―‒()[]", "،") | {";": "؛", "?": "؟", "۔": "."}
-# Layout, which is not speech: tatweel, joiners, bidi controls, quotation marks. Zero-width space is not here: it parts words.
+# Layout, which is not speech: tatweel, joiners, bidi controls, quotation marks. Zero-width space is not here: it parts
+# words.
 CONTROLS = [0x640, 0xAD, 0x34F, 0x61C, 0xFEFF, *range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
 LAYOUT = dict.fromkeys([*CONTROLS, *map(ord, "\"'«»“”‘’„‚‹›﴾﴿")])
 # Signs of the Quran that say nothing more to a reader of single words, dropped with a note.
 SIGNS = dict.fromkeys(map(chr, range(0x6D6, 0x6DD)), "pause sign") | dict.fromkeys("\u06dd\u06de\u06e9", "ornament")
-SIGNS |= dict.fromkeys("\u06df\u06e0", "sign of a silent letter") | dict.fromkeys("\u0653\u06e4\u06e5\u06e6", "sign of length")
+SIGNS |= dict.fromkeys("\u06df\u06e0", "sign of a silent letter") | dict.fromkeys(
+    "\u0653\u06e4\u06e5\u06e6", "sign of length"
+)
 SIGNS |= dict.fromkeys("\u06e2\u06ed\u06e3\u06ea\u06eb\u06ec", "sign of recitation")
 READ_AS = {"\u06e1": "sukun", "\u06e7": "ي", "\u06e8": "ن"} | dict.fromkeys("\u08f0\u08f1\u08f2", "tanween")
 READ_AS |= dict.fromkeys("\u0656\u0657\u065e", "tanween or a vowel, by its place")
@@ -68,38 +71,61 @@ QURANIC = re.compile("[\u0653\u0656\u0657\u065e\u06d6-\u06ed\u08f0-\u08f2]")
 PRAYER, PEACE = "صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ", "عَلَيْهِ السَّلَامُ"
 PLEASED = "رَضِيَ اللَّهُ عَنْه"
 LIGATURES = {
-    "ﷺ": PRAYER, "ﷻ": "جَلَّ جَلَالُهُ", "﷽": "بِسْمِ اللَّهِ الرَّحْمَنِ الرَّحِيمِ", "\ufdfe": "سُبْحَانَهُ وَتَعَالَى", "\ufdff": "عَزَّ وَجَلَّ",
-    "\ufd40": "رَحِمَهُ اللَّهُ", "\ufd41": PLEASED + "ُ", "\ufd42": PLEASED + "َا", "\ufd43": PLEASED + "ُمْ", "\ufd44": PLEASED + "ُمَا",
-    "\ufd47": PEACE, "\ufdf5": PRAYER, "\ufd48": "عَلَيْهِمُ السَّلَامُ", "\ufd4d": "عَلَيْهَا السَّلَامُ", "\ufd4e": "تَبَارَكَ وَتَعَالَى", "\ufd4f": "رَحِمَهُمُ اللَّهُ",
+    "ﷺ": PRAYER, "ﷻ": "جَلَّ جَلَالُهُ", "﷽": ("بِسْمِ اللَّهِ الرَّحْمَنِ "
+        "الرَّحِيمِ"), "\ufdfe": "سُبْحَانَهُ وَتَعَالَى", "\ufdff": "عَزَّ وَجَلَّ",
+    "\ufd40": ("رَحِمَهُ "
+        "اللَّهُ"), "\ufd41": PLEASED + "ُ", "\ufd42": PLEASED + "َا", "\ufd43": PLEASED + "ُمْ", "\ufd44": PLEASED + "ُمَا",
+    "\ufd47": PEACE, "\ufdf5": PRAYER, "\ufd48": ("عَلَيْهِمُ "
+        "السَّلَامُ"), "\ufd4d": ("عَلَيْهَا "
+            "السَّلَامُ"), "\ufd4e": "تَبَارَكَ وَتَعَالَى", "\ufd4f": "رَحِمَهُمُ اللَّهُ",
     "ؐ": PRAYER, "ؑ": PEACE, "ؒ": "رَحْمَةُ اللَّهِ عَلَيْهِ", "ؓ": PLEASED + "ُ",
 }  # fmt: skip
 # Words in one sign, with the marks that NFKC forgets; what is typed after them is their ending.
 WORD_SIGNS = {"ﷲ": "اللَّه", "ﷴ": "مُحَمَّد", "ﷳ": "أَكْبَر", "ﷶ": "رَسُول", "ﷷ": "عَلَيْه", "ﷸ": "وَسَلَّم", "ﷹ": "صَلَّى", "﷼": "رِيَال"}
 PROPHET = among("محمد النبي الرسول رسول نبي نبينا المصطفى الحبيب الأنبياء المرسلين")
 AT_PEACE = among(
-    "علي الحسن الحسين الصادق الباقر الرضا الكاظم الهادي العسكري المهدي السجاد الإمام موسى عيسى المسيح إبراهيم إسماعيل إسحاق يعقوب "
-    "يوسف نوح آدم داود سليمان أيوب يونس يحيى زكريا هارون لوط هود صالح شعيب إدريس إلياس جبريل النبي المؤمنين مريم فاطمة الزهراء زينب"
+    "علي الحسن الحسين الصادق الباقر الرضا الكاظم الهادي العسكري المهدي السجاد الإمام موسى عيسى المسيح إبراهيم إسماعيل "
+    "إسحاق يعقوب "
+    "يوسف نوح آدم داود سليمان أيوب يونس يحيى زكريا هارون لوط هود صالح شعيب إدريس إلياس جبريل النبي المؤمنين مريم فاطمة "
+    "الزهراء زينب"
 )
-WOMEN = among("مريم فاطمة الزهراء زينب عائشة خديجة حفصة سودة صفية جويرية ميمونة أسماء سمية رقية آسية هاجر سارة سلمة حبيبة خولة")
+WOMEN = among(
+    "مريم فاطمة الزهراء زينب عائشة خديجة حفصة سودة صفية جويرية ميمونة أسماء سمية رقية آسية هاجر سارة سلمة حبيبة خولة"
+)
 # A title needs a name after it: one of these, or of the form الْبُخَارِيُّ, or any word after one that wants a person.
 WOMEN |= among(
-    "ليلى سعاد نور هدى منى سلمى رنا ريم لينا هند أمل إيمان آمنة بثينة جميلة حنان دعاء رانيا سميرة شيماء صفاء عبير غادة كوثر لطيفة مها "
+    "ليلى سعاد نور هدى منى سلمى رنا ريم لينا هند أمل إيمان آمنة بثينة جميلة حنان دعاء رانيا سميرة شيماء صفاء عبير غادة "
+    "كوثر لطيفة مها "
     "نادية نجلاء نوال هالة وفاء ياسمين رشا سهير سناء فدوى نهى هناء"
 )
 NAMES = WOMEN | among(
-    "محمد أحمد احمد محمود علي حسن حسين عمر عثمان خالد يوسف إبراهيم ابراهيم إسماعيل اسماعيل يحيى عيسى موسى هارون داود سليمان صالح "
-    "عبد أبو ابو أبي ابن بن طه سعيد سعد سالم سامي سمير كريم كمال جمال جميل جلال جابر جعفر حامد حازم حمزة حمد راشد رشيد رامي زيد زياد "
-    "زكريا زكي زهير شوقي صلاح ضياء طارق طلال عادل عامر عباس عماد عدنان عصام عزيز غازي غسان فؤاد فارس فاروق فاضل فهد فيصل قاسم لؤي ليث "
-    "ماجد مازن مالك مجدي محسن مصطفى مصعب معاذ منصور منير مهدي ناصر نبيل نجيب نزار هاشم هاني هشام هيثم وائل وليد ياسر ياسين أسامة أنس "
-    "أيمن أمين إياد أكرم أشرف أنور بدر بشار بلال تامر ثامر توفيق رضا رياض شريف شاكر صبري طاهر عارف عاطف فريد فتحي لطفي ممدوح مراد نادر"
+    "محمد أحمد احمد محمود علي حسن حسين عمر عثمان خالد يوسف إبراهيم ابراهيم إسماعيل اسماعيل يحيى عيسى موسى هارون داود "
+    "سليمان صالح "
+    "عبد أبو ابو أبي ابن بن طه سعيد سعد سالم سامي سمير كريم كمال جمال جميل جلال جابر جعفر حامد حازم حمزة حمد راشد رشيد "
+    "رامي زيد زياد "
+    "زكريا زكي زهير شوقي صلاح ضياء طارق طلال عادل عامر عباس عماد عدنان عصام عزيز غازي غسان فؤاد فارس فاروق فاضل فهد "
+    "فيصل قاسم لؤي ليث "
+    "ماجد مازن مالك مجدي محسن مصطفى مصعب معاذ منصور منير مهدي ناصر نبيل نجيب نزار هاشم هاني هشام هيثم وائل وليد ياسر "
+    "ياسين أسامة أنس "
+    "أيمن أمين إياد أكرم أشرف أنور بدر بشار بلال تامر ثامر توفيق رضا رياض شريف شاكر صبري طاهر عارف عاطف فريد فتحي لطفي "
+    "ممدوح مراد نادر"
 )
-BEFORE_A_PERSON = among("قال يقول ذكر كتب جاء حضر زار سأل أجاب ألقى ألف الشيخ السيد الأستاذ الإمام مع إلى عن عند لدى تأليف بقلم إعداد إشراف تحقيق ترجمة")
-PARTICLES = among("ثم في من هو هي هم هذا هذه ذلك تلك نعم لا أو أم إن أن قد لقد كان كانت ما لم لن كل بل حيث إذا كما لكن لأن لأنه لأنها")
-LETTERED = re.compile("[وفبلك]?(?:ال|ل)?(?:إجابة|جواب|فقرة|حرف|خيار|اختيار|بند|قسم|فئة|مجموعة|صف|قائمة|نقطة|شكل|نوع|رمز|فصيلة|فيتامين|شقة|قاعة|مبنى|مادة|بديل|باب|.)")
+BEFORE_A_PERSON = among(
+    "قال يقول ذكر كتب جاء حضر زار سأل أجاب ألقى ألف الشيخ السيد الأستاذ الإمام مع إلى عن عند لدى تأليف بقلم إعداد "
+    "إشراف تحقيق ترجمة"
+)
+PARTICLES = among(
+    "ثم في من هو هي هم هذا هذه ذلك تلك نعم لا أو أم إن أن قد لقد كان كانت ما لم لن كل بل حيث إذا كما لكن لأن لأنه لأنها"
+)
+LETTERED = re.compile(
+    "[وفبلك]?(?:ال|ل)?(?:إجابة|جواب|فقرة|حرف|خيار|اختيار|بند|قسم|فئة|مجموعة|صف|قائمة|نقطة|شكل|نوع|رمز|فصيلة|فيتامين|شقة|قاعة|مبنى|مادة|بديل|باب|.)"
+)
 # Letters at the head of some suras, said by their names; a maddah over one of them tells.
 LETTER_NAMES = {"ا": "أَلِفْ", "ل": "لَامْ", "م": "مِيمْ", "ص": "صَادْ", "ر": "رَا", "ك": "كَافْ", "ه": "هَا", "ي": "يَا"}
 LETTER_NAMES |= {"ع": "عَيْنْ", "ط": "طَا", "س": "سِينْ", "ح": "حَا", "ق": "قَافْ", "ن": "نُونْ"}
-HEAD = re.compile(f"(?<![{LETTERS}{MARKS}])(?=[الرمصكهيعطسحقن]*[لمصكعسقن][\u0653\u06e4])(?:[المصركهيعطسحقن][\u0653\u06d6-\u06db\u06e1\u06e4]*)+(?![{LETTERS}{MARKS}])")
+HEAD = re.compile(
+    f"(?<![{LETTERS}{MARKS}])(?=[الرمصكهيعطسحقن]*[لمصكعسقن][\u0653\u06e4])(?:[المصركهيعطسحقن][\u0653\u06d6-\u06db\u06e1\u06e4]*)+(?![{LETTERS}{MARKS}])"
+)
 
 
 class TextError(ValueError):
@@ -109,18 +135,18 @@ class TextError(ValueError):
 def normalise(text: str, numbers: bool = True, notes: Counter[str] | None = None) -> str:
     r"""Any Arabic text -> the canonical vocalised text (`text_norm`). Idempotent.
 
-    Marks of one letter come as shadda, then vowel, the order people type (NFC puts the vowel first); tanween stands before
-    the alif it is written with. Punctuation is . ، ؟ ! ؛ : attached to the word before it, one mark at a place, and the last
-    one ends a sentence; so marks that an editing accident put in front of words (".العمر .ينقص") come right. Numbers become
-    words. `notes` counts what was dropped or guessed, each with what it was.
+    Marks of one letter come as shadda, then vowel, the order people type (NFC puts the vowel first); tanween stands
+    before the alif it is written with. Punctuation is . ، ؟ ! ؛ : attached to the word before it, one mark at a place,
+    and the last one ends a sentence; so marks that an editing accident put in front of words (".العمر .ينقص") come
+    right. Numbers become words. `notes` counts what was dropped or guessed, each with what it was.
 
     >>> normalise("ب\u064e\u0651") == normalise("ب\u0651\u064e")  # vowel or shadda first
     True
     >>> normalise("«قَالَ» ,نَعَمْ ؟!")
     'قَالَ، نَعَمْ؟'
 
-    Raises TextError for a character outside the table, digits that are no number, marks that cannot stand where they do,
-    or a text without any letter.
+    Raises TextError for a character outside the table, digits that are no number, marks that cannot stand where they
+    do, or a text without any letter.
     """
     raw, notes = text, Counter() if notes is None else notes
     if not PLAIN.fullmatch(text):
@@ -144,8 +170,8 @@ def normalise(text: str, numbers: bool = True, notes: Counter[str] | None = None
     if not LETTER.search(text):
         raise TextError("the text has no Arabic letter")
     text = _spelling(text, notes)
-    # Short forms that hold a stop come last, when a stop has its one form. What one of them says decides about the next, so
-    # until nothing changes.
+    # Short forms that hold a stop come last, when a stop has its one form. What one of them says decides about the
+    # next, so until nothing changes.
     while SHORT_OR_LONE.search(text) and (longer := _short_forms(text)) != text:
         text = longer
     notes.update(f'letter "{letter}" stands alone and is read as such' for letter in LONE.findall(text))
@@ -170,7 +196,10 @@ HEAD_OF_SURA = re.compile("[وفبل]?(?:ال|ل)?(?:سورة|حرف)")
 POWER = re.compile(f"(?<![0-9])10[⁰¹²³⁴-⁹]|[⁺⁻⁼]|(?<!{WORD})(?:[ء-ي]|كم|سم|مم)[²³]")
 NUMERAL = "[0-9٠-٩۰-۹]"
 DIED = re.compile(f"(?<!{WORD})ت\\.? ?(?={NUMERAL}{{1,4}} ?[هم](?!{WORD}))")
-FOOTNOTE = re.compile(f'(?:(?<={WORD})|(?<={NUMERAL})|(?<=[.،؟!؛:»"]))(?:\\[{NUMERAL}{{1,3}}\\])+|(?<={WORD})\\({NUMERAL}{{1,3}}\\)|\u06dd ?{NUMERAL}+|﴿{NUMERAL}+﴾|﴾{NUMERAL}+﴿')
+FOOTNOTE = re.compile(
+    f'(?:(?<={WORD})|(?<={NUMERAL})|(?<=[.،؟!؛:»"]))(?:\\[{NUMERAL}{{1,3}}\\])+|'
+    f"(?<={WORD})\\({NUMERAL}{{1,3}}\\)|\u06dd ?{NUMERAL}+|﴿{NUMERAL}+﴾|﴾{NUMERAL}+﴿"
+)
 SPACES = re.compile(r"[^\S\n]+")
 # Nothing here is another form of something else, as NFKC has it.
 SIMPLE = re.compile(f"[ -~\n{LETTERS}{MARKS}٠-٩۰-۹٪٫٬،؛؟«»–—]*")
@@ -180,8 +209,8 @@ CARELESS = re.compile("ا[َّْٰ]|َوٰ")
 
 @cache
 def _folded(character: str) -> str:
-    """One character of what NFKC folds, with what it forgets: marks keep no space to stand on, a fraction is apart from the
-    number before it; a superscript, subscript or circled digit becomes U+FFFF, to be dropped."""
+    """One character of what NFKC folds, with what it forgets: marks keep no space to stand on, a fraction is apart from
+    the number before it; a superscript, subscript or circled digit becomes U+FFFF, to be dropped."""
     kind = unicodedata.decomposition(character).partition(" ")[0]
     if character in LIGATURES:
         return f" {LIGATURES[character]} "
@@ -197,7 +226,8 @@ def _folded(character: str) -> str:
 
 
 def _characters(text: str, notes: Counter[str]) -> str:
-    """What stands for letters and marks in many code points, in few; layout, footnotes and signs of the Quran taken out."""
+    """What stands for letters and marks in many code points, in few; layout, footnotes and signs of the Quran taken
+    out."""
     if SIMPLE.fullmatch(text):
         return SPACES.sub(" ", FOOTNOTE.sub(lambda m: _footnote(m, notes), text).translate(LAYOUT))
     if power := POWER.search(text):
@@ -221,7 +251,8 @@ def _characters(text: str, notes: Counter[str]) -> str:
     # A small waw or ya is length: inside a word it is written in full, at its end it is understood (لَهُ).
     text = re.sub(f"\u06e5(?=[{LETTERS}])", "و", text)
     text = re.sub(f"\u06e6(?=[{LETTERS}])|(?<=[ىي]ِ)\u06e6", "ي", text)
-    # Three signs that fonts of Medina use for tanween, and those of India for a long vowel (on ه at the end, and inside).
+    # Three signs that fonts of Medina use for tanween, and those of India for a long vowel (on ه at the end, and
+    # inside).
     text = re.sub(f"(?<!ه)\u0657(?=[اى]?(?!{WORD}))|(?<=ه)\u0657(?=[اى](?!{WORD}))", "ً", text).replace("\u0657", "ُ")
     text = re.sub(f"(?<!ه)\u0656(?!{WORD})", "ٍ", text).replace("\u0656", "ِ").replace("\u065e", "ٌ")
     # A small meem after a vowel at the end of a word is its tanween.
@@ -239,7 +270,8 @@ def _footnote(match: re.Match, notes: Counter[str]) -> str:
 
 
 def _in_brackets(match: re.Match) -> str:
-    """(ص), (ع), (رض): a blessing after the name of whom it blesses; the letter's name after سُورَة; else as it stands."""
+    """(ص), (ع), (رض): a blessing after the name of whom it blesses; the letter's name after سُورَة; else as it
+    stands."""
     before = [bare(w) for w in words_before(match.string[: match.start()], 4)]
     if before and HEAD_OF_SURA.fullmatch(before[0]):
         return f" {match[1]} "
@@ -272,8 +304,19 @@ def _lone(match: re.Match) -> str:
 def _title(match: re.Match) -> str:
     """د. is a title before a name, not after what is numbered by letters nor in a list of them."""
     before, name = words_before(match.string[: match.start()], 1), bare(match[2])
-    person = name in NAMES or name.removesuffix("ا") in NAMES or re.fullmatch("ال.+يّ.?", match[2]) or (before and bare(before[0]) in BEFORE_A_PERSON)
-    if not person or len(name) == 1 or name in PARTICLES or (before and LETTERED.fullmatch(bare(before[0]))) or LIST.search(match.string):
+    person = (
+        name in NAMES
+        or name.removesuffix("ا") in NAMES
+        or re.fullmatch("ال.+يّ.?", match[2])
+        or (before and bare(before[0]) in BEFORE_A_PERSON)
+    )
+    if (
+        not person
+        or len(name) == 1
+        or name in PARTICLES
+        or (before and LETTERED.fullmatch(bare(before[0])))
+        or LIST.search(match.string)
+    ):
         return match[0]
     governed = before and bare(before[0]) in GENITIVE
     ending = re.search(f"(?:[{MARKS}]|ًا)*$", match[2])[0]
@@ -338,7 +381,9 @@ def _respelled(text: str) -> str:
         text = re.sub("اْ", "ا", text)
         text = re.sub(f"(?<!{WORD})اٰ", "آ", text)
         text = re.sub("َ(?:اٰ|وٰا?)", "َا", text)
-        text = re.sub(f"(?<!{WORD})((?:[وفبكل][َِ]?)?ال)(اَ)|([{LETTERS}])ا(ّ?َ)", lambda m: m[0] if m[1] else m[3] + m[4] + "ا", text)
+        text = re.sub(
+            f"(?<!{WORD})((?:[وفبكل][َِ]?)?ال)(اَ)|([{LETTERS}])ا(ّ?َ)", lambda m: m[0] if m[1] else m[3] + m[4] + "ا", text
+        )
         text = re.sub(f"(?<!{WORD})([وفكل]َاَ)|َاَ", lambda m: m[1] or "َا", text)
     if "ى" in text:  # with a vowel of its own, or after kasra, it is ي
         text = re.sub(f"ى(?=ّ|[ٌٍَُِْ])|(?<=ِ)ى(?!{WORD})", "ي", text)
@@ -428,15 +473,17 @@ def replace_characters(substitutes: dict[str, str] | None = None) -> dict[str, s
     return {k: (substitutes or {}).get(v, v) for k, v in table.items()} | (substitutes or {})
 
 
-# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; the و of عَمْرٌو; lam before a doubled letter (الشَّمْسُ).
+# A letter that needs no mark: ا آ ى ٱ; long و and ي, after their own vowel; the و of عَمْرٌو; lam before a doubled
+# letter (الشَّمْسُ).
 UNMARKED = re.compile(f"[اآىٱ]|(?<=ُ)و|(?<=[ٌٍ])و(?!{WORD})|(?<=ِ)ي|ل(?=[{LETTERS}]{SHADDA})")
 
 
 def pausal(text_norm: str) -> str:
-    """Normalised Arabic with pausal forms: before a stop, a final short vowel or tanween is not heard (Wright, I, § 230 ff.).
+    """Normalised Arabic with pausal forms: before a stop, a final short vowel or tanween is not heard (Wright, I, § 230
+    ff.).
 
-    -un, -in and short vowels go, and with them the و of عَمْرٌو; -an becomes ا, or the ى that is written; ta marbuta becomes ه.
-    Everything else stays: a long vowel, a sukun, a doubled letter (which loses its vowel alone).
+    -un, -in and short vowels go, and with them the و of عَمْرٌو; -an becomes ا, or the ى that is written; ta marbuta
+    becomes ه. Everything else stays: a long vowel, a sukun, a doubled letter (which loses its vowel alone).
 
     >>> pausal("رَأَيْتُ رَجُلًا، وَهُوَ فِي الْمَدِينَةِ.")
     'رَأَيْتُ رَجُلَا، وَهُوَ فِي الْمَدِينَهْ.'
@@ -448,8 +495,8 @@ def pausal(text_norm: str) -> str:
 
 
 def diacritize(text_norm: str) -> str:
-    """Marks for the letters that have none, by the package arabic-diacritizer (a BiLSTM that works offline). Marks that are
-    there stay, and so do the letters; where the package leaves a letter bare that needs a mark, sukun is meant.
+    """Marks for the letters that have none, by the package arabic-diacritizer (a BiLSTM that works offline). Marks that
+    are there stay, and so do the letters; where the package leaves a letter bare that needs a mark, sukun is meant.
 
     >>> diacritize("ذهب الوَلَدُ إلى المدرسة.")
     'ذَهَبَ الْوَلَدُ إِلَى الْمَدْرَسَةِ.'
@@ -485,7 +532,8 @@ def _completed(word: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) 
     return word
 
 
-AS_IN_EGYPT = re.compile("[وفبلك]?(?:فى|الذى|التى|هى|لى|بى|إنى|أنى|أى)")  # ى for ي at the end, where only ي makes a word
+# ى for ي at the end, where only ي makes a word
+AS_IN_EGYPT = re.compile("[وفبلك]?(?:فى|الذى|التى|هى|لى|بى|إنى|أنى|أى)")
 
 
 @cache
@@ -503,8 +551,8 @@ def scored(text: str, marks: bool) -> str:
     """What error rates are counted on, of a reference or of what a recogniser wrote; total, unlike `normalise`.
 
     Always: NFKC, layout characters out, digits to words, shadda before its vowel, no sukun (a letter without a vowel is
-    written with or without it), other signs become spaces, lower case. Without `marks`: no marks at all, hamza seats and
-    alef unified (أ إ آ ٱ -> ا, ؤ -> و, ئ -> ي), ى -> ي, ة -> ه.
+    written with or without it), other signs become spaces, lower case. Without `marks`: no marks at all, hamza seats
+    and alef unified (أ إ آ ٱ -> ا, ؤ -> و, ئ -> ي), ى -> ي, ة -> ه.
 
     >>> scored("هَلْ أَنْتَ بِخَيْرٍ؟", marks=True)
     'هَل أَنتَ بِخَيرٍ'
@@ -515,15 +563,17 @@ def scored(text: str, marks: bool) -> str:
     with suppress(ValueError):  # a number too long to say stays as it is
         text = numbers_to_words(text)
     text = "".join(VARIANTS.get(c, c) for c in text).replace("\u0652", "").lower()
-    text = re.sub(f"[{MARKS}]+", lambda m: "".join(sorted(m[0], key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text)
+    text = re.sub(
+        f"[{MARKS}]+", lambda m: "".join(sorted(m[0], key=lambda c: (c != SHADDA, unicodedata.combining(c)))), text
+    )
     if not marks:
         text = "".join(c for c in text if not unicodedata.combining(c)).translate(FOLDED)
     return " ".join("".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in text).split())
 
 
 def swap_vowels(text_norm: str) -> str:
-    """The same letters with wrong vowels: a -> u -> i -> a, tanween likewise; a vowel before its own long letter stays, because the
-    two belong together. What such a text sounds like tells whether a model hears the marks.
+    """The same letters with wrong vowels: a -> u -> i -> a, tanween likewise; a vowel before its own long letter stays,
+    because the two belong together. What such a text sounds like tells whether a model hears the marks.
 
     >>> swap_vowels("هَلْ كَتَبَ الْكِتَابَ؟")
     'هُلْ كُتُبُ الْكَتَابُ؟'
@@ -552,7 +602,9 @@ def _bare(text_norm: str) -> list[int]:
 
 def _place(run: str, raw: str) -> str:
     """' at position 3': where a run stands in the text the user gave (from 1), found by its digits."""
-    digits = [(str(int(c)), at) for at, given in enumerate(raw) for c in unicodedata.normalize("NFKC", given) if c.isdecimal()]
+    digits = [
+        (str(int(c)), at) for at, given in enumerate(raw) for c in unicodedata.normalize("NFKC", given) if c.isdecimal()
+    ]
     first = "".join(c for c, _ in digits).find("".join(c for c in run if c.isdecimal()))
     lead = re.match("[^0-9]*", run)[0]
     if first < 0:

@@ -65,7 +65,8 @@ def clips(folder: Path, count: int) -> None:
 
 
 def bench_data(mimi, tokenizer, folder: Path, rounds: int) -> dict:
-    """data_prep's whole loop (read, resample, trim, encode, write, join, statistics) against its bare encoder, in turns."""
+    """data_prep's whole loop (read, resample, trim, encode, write, join, statistics) against its bare encoder, in
+    turns."""
     sys.argv = ["data_prep.py", "--corpus", str(folder / "corpus"), "--device", "cpu"]
     args, state = data_prep.parse_args(), PartialState(cpu=True)
     shards, total = open_corpus(args.corpus).open()
@@ -99,7 +100,8 @@ def bench_data(mimi, tokenizer, folder: Path, rounds: int) -> dict:
 
 
 class LiveLatents(Latents):
-    """Latents encoded from the corpus's audio files at each use, as data_prep did: what training costs without a cache."""
+    """Latents encoded from the corpus's audio files at each use, as data_prep did: what training costs without a
+    cache."""
 
     def __init__(self, file: Path, device: torch.device):
         super().__init__(file, device, limit=0)
@@ -123,7 +125,8 @@ class LiveLatents(Latents):
         return np.concatenate(parts)
 
 
-# A step of train.py as it is, with batches of random rows instead of rows of like length, or with audio encoded again at each use.
+# A step of train.py as it is, with batches of random rows instead of rows of like length, or with audio encoded again
+# at each use.
 STEP = "import train; train.main()"
 SHUFFLED = f"""
 import numpy as np, train
@@ -142,9 +145,25 @@ CODE = {"full, on the fly": LIVE, "full, shuffled": SHUFFLED}
 
 
 def train_speed(base: Path, data: Path, out: Path, steps: int, *flags: str, code: str = STEP) -> dict:
-    """Frames a second over all steps but the first two, padding, peak memory and trainable parameters of one short run."""
+    """Frames a second over all steps but the first two, padding, peak memory and trainable parameters of one short
+    run."""
     shutil.rmtree(out, ignore_errors=True)
-    fixed = ["--init", "base", "--log-every", 1, "--eval-every", 0, "--sample-every", 0, "--max-steps", steps, "--epochs", 1000, "--precision", "no"]
+    fixed = [
+        "--init",
+        "base",
+        "--log-every",
+        1,
+        "--eval-every",
+        0,
+        "--sample-every",
+        0,
+        "--max-steps",
+        steps,
+        "--epochs",
+        1000,
+        "--precision",
+        "no",
+    ]
     argv = [sys.executable, "-c", code, "--base", base, "--data", data, "--out", out, *fixed, *flags]
     result = subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
@@ -167,12 +186,19 @@ def bench_train(base: Path, data: Path, out: Path, batch: int, steps: int, round
     runs: dict[str, list[dict]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, flags in ways.items():
-            runs[name].append(train_speed(base, data, out, steps, "--batch-size", str(batch), *flags, code=CODE.get(name, STEP)))
+            runs[name].append(
+                train_speed(base, data, out, steps, "--batch-size", str(batch), *flags, code=CODE.get(name, STEP))
+            )
     best = {name: max(found, key=lambda r: r["frames_per_sec"]) for name, found in runs.items()}
     for name, row in best.items():
         row["speed_to_full"] = row["frames_per_sec"] / best["full"]["frames_per_sec"]
         print(f"{name:20}", {k: round(v, 3) for k, v in row.items()}, flush=True)
-    return {"batch": batch, "steps": steps, "rounds": rounds, **{name: {k: round(v, 4) for k, v in row.items()} for name, row in best.items()}}
+    return {
+        "batch": batch,
+        "steps": steps,
+        "rounds": rounds,
+        **{name: {k: round(v, 4) for k, v in row.items()} for name, row in best.items()},
+    }
 
 
 def sentences(count: int) -> list[str]:
@@ -181,8 +207,11 @@ def sentences(count: int) -> list[str]:
         return [model_text(row["text"])[1] for row in list(csv.DictReader(file))[:count]]
 
 
-def bench_speaking(model, voice: Path, texts: list[str], slowest: float, sizes: tuple[int, ...], alone: int, rounds: int) -> dict:
-    """Seconds a second of speech of a file of `texts`, as a batch and one by one (of which the first `alone`), in turns."""
+def bench_speaking(
+    model, voice: Path, texts: list[str], slowest: float, sizes: tuple[int, ...], alone: int, rounds: int
+) -> dict:
+    """Seconds a second of speech of a file of `texts`, as a batch and one by one (of which the first `alone`), in
+    turns."""
     torch.set_num_threads(1)  # as importing the wheel leaves it, and as generate_sample.py speaks
     state, watch = voice_state(model, voice), EosWatch()
     requests = [Request(text, state, 0) for text in texts]
@@ -195,17 +224,27 @@ def bench_speaking(model, voice: Path, texts: list[str], slowest: float, sizes: 
             spoken = sum(len(s.audio) for s in way()) / model.sample_rate
             wall[name].append((time.monotonic() - start) / spoken)
             cpu[name].append((time.process_time() - used) / spoken)
-            print(f"{name:14} {wall[name][-1]:.4f} s a second of speech, {cpu[name][-1]:.4f} of a processor", flush=True)
+            print(
+                f"{name:14} {wall[name][-1]:.4f} s a second of speech, {cpu[name][-1]:.4f} of a processor", flush=True
+            )
     use_all_cores()
     wall, cpu = ({name: round(min(values), 4) for name, values in found.items()} for found in (wall, cpu))
     ratios = {name: round(value / wall["one by one"], 4) for name, value in wall.items()}
-    return {"sentences": len(texts), "one_by_one": alone, "seconds_a_second": wall, "processor_seconds_a_second": cpu, "to_one_by_one": ratios}
+    return {
+        "sentences": len(texts),
+        "one_by_one": alone,
+        "seconds_a_second": wall,
+        "processor_seconds_a_second": cpu,
+        "to_one_by_one": ratios,
+    }
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench.json")
-    p.add_argument("--only", choices=("data", "real size", "nano size", "speaking"), help="one part; the others in --out stay")
+    p.add_argument(
+        "--only", choices=("data", "real size", "nano size", "speaking"), help="one part; the others in --out stay"
+    )
     p.add_argument("--rounds", type=int, default=3, help="of everything but the real size; the fastest counts")
     args = p.parse_args()
     use_all_cores()
@@ -220,25 +259,44 @@ def main() -> None:
         if args.only in (None, "speaking"):
             bundle = ROOT / "demo" / "bundle"
             slowest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["slowest_sec_per_token"]
-            result["speaking"] = {"nano size": bench_speaking(load_bundle(bundle), bundle / "voice.wav", sentences(64), slowest, (8, 16, 32, 64), 64, args.rounds)}
+            result["speaking"] = {
+                "nano size": bench_speaking(
+                    load_bundle(bundle), bundle / "voice.wav", sentences(64), slowest, (8, 16, 32, 64), 64, args.rounds
+                )
+            }
             # Random weights never end: every sentence is cut off after some 3 s, alone as in the batch.
             random = tts_model(config, build_flow_lm(config, load_weights(config)), mimi, eos_threshold=float("inf"))
-            result["speaking"]["real size"] = bench_speaking(random, bundle / "voice.wav", sentences(16), 0.03, (8, 16), 4, 1)
+            result["speaking"]["real size"] = bench_speaking(
+                random, bundle / "voice.wav", sentences(16), 0.03, (8, 16), 4, 1
+            )
         with open(folder / "english.yaml", "w", encoding="utf-8") as file:
             yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
         for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):
             if args.only in (None, size):
-                prepare = [sys.executable, ROOT / "data_prep.py", "--corpus", folder / "corpus", "--base", base, "--out", folder / size]
+                prepare = [
+                    sys.executable,
+                    ROOT / "data_prep.py",
+                    "--corpus",
+                    folder / "corpus",
+                    "--base",
+                    base,
+                    "--out",
+                    folder / size,
+                ]
                 subprocess.run([str(a) for a in prepare], check=True, stdout=subprocess.DEVNULL)
                 batch, steps, rounds = (4, 6, 1) if size == "real size" else (8, 20, args.rounds)
-                result[size] = bench_train(base, folder / size, folder / "run", batch, steps, rounds, ("last:2", "lora:8", "text"))
+                result[size] = bench_train(
+                    base, folder / size, folder / "run", batch, steps, rounds, ("last:2", "lora:8", "text")
+                )
     write_json(args.out, result)
     print(args.out.read_text())
     if not torch.cuda.is_available():
         print("no GPU here: measure/gpu_training.py and measure/gpu_speaking.py are skipped")
     elif not args.only:
         for script in ("gpu_training.py", "gpu_speaking.py"):
-            subprocess.run([sys.executable, ROOT / "measure" / script, "--out", args.out.with_name("bench_gpu.json")], check=True)
+            subprocess.run(
+                [sys.executable, ROOT / "measure" / script, "--out", args.out.with_name("bench_gpu.json")], check=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A tiny base with random weights in the wheel's own format, a small corpus, and the three scripts as a user runs them."""
+"""A tiny base with random weights in the wheel's own format, a small corpus, and the three scripts as a user runs
+them."""
 
 import hashlib
 import os
@@ -35,7 +36,9 @@ TEXTS = [
 def run(script: str, *args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """Run one of the scripts in a shell of its own, in `cwd`."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([sys.executable, ROOT / script, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def fails(result: subprocess.CompletedProcess, *words: str) -> None:
@@ -49,12 +52,17 @@ def fails(result: subprocess.CompletedProcess, *words: str) -> None:
 
 def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under a folder, hidden ones too."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """base.yaml + codec.safetensors (no FlowLM): 24 kHz, 12.5 latents a second, 32 dimensions, a few thousand weights."""
+    """base.yaml + codec.safetensors (no FlowLM): 24 kHz, 12.5 latents a second, 32 dimensions, a few thousand
+    weights."""
     folder = tmp_path_factory.mktemp("base")
     config = yaml.safe_load((ROOT / "demo" / "base.yaml").read_text(encoding="utf-8"))
     del config["weights_path"]
@@ -66,14 +74,22 @@ def tiny_base(tmp_path_factory) -> Path:
     for part in ("seanet", "decoder_seanet"):
         mimi[part] = mimi[part] | {"dimension": 16, "n_filters": 2}
     for part in ("transformer", "decoder_transformer"):
-        mimi[part] = mimi[part] | {"d_model": 16, "num_heads": 2, "num_layers": 1, "dim_feedforward": 32, "input_dimension": 16, "output_dimensions": [16]}
+        mimi[part] = mimi[part] | {
+            "d_model": 16,
+            "num_heads": 2,
+            "num_layers": 1,
+            "dim_feedforward": 32,
+            "input_dimension": 16,
+            "output_dimensions": [16],
+        }
     (folder / "tokenizer.json").write_bytes((ROOT / "demo" / "tokenizer.json").read_bytes())
     (folder / "codec.safetensors").touch()
     (folder / "base.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     torch.manual_seed(0)
     codec = build_mimi(load_config(str(folder / "base.yaml")).mimi)
     with torch.no_grad():
-        codec.downsample.conv.conv.weight.mul_(30)  # random weights give latents near zero; make them vary like real ones
+        # random weights give latents near zero; make them vary like real ones
+        codec.downsample.conv.conv.weight.mul_(30)
     save_file({f"mimi.{k}": v for k, v in codec.state_dict().items()}, folder / "codec.safetensors")
     return folder / "base.yaml"
 
@@ -119,5 +135,8 @@ def finished_run(cache, tmp_path_factory) -> Path:
     return folder
 
 
-RECIPE = "--init scratch --weight-decay 0 --batch-size 3 --lr 1e-3 --warmup-steps 2 --eval-every 2 --sample-every 4 --log-every 1 --epochs 9 --precision no"
+RECIPE = (
+    "--init scratch --weight-decay 0 --batch-size 3 --lr 1e-3 --warmup-steps 2 --eval-every 2 --sample-every 4 "
+    "--log-every 1 --epochs 9 --precision no"
+)
 TRAIN = RECIPE.split()

@@ -1,8 +1,8 @@
 """A loopback stand-in for the Hugging Face hub, to rehearse what cannot be downloaded in a test.
 
-It serves files of models and datasets to the real `huggingface_hub` and `datasets` clients (HF_ENDPOINT), with what their
-protocol needs and no more: repository info, file trees, HEAD, ranges, and commits of new files. It can gate a repository
-and break transfers.
+It serves files of models and datasets to the real `huggingface_hub` and `datasets` clients (HF_ENDPOINT), with what
+their protocol needs and no more: repository info, file trees, HEAD, ranges, and commits of new files. It can gate a
+repository and break transfers.
 """
 
 import base64
@@ -43,9 +43,9 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`repositories`: "models/owner/name" or "datasets/owner/name" -> folder. `broken`: how many more transfers of a file
-    over 64 KiB end in the middle. `served`: bytes of file content sent, by path. `uploads`: where new repositories lie, if
-    they may be made."""
+    """`repositories`: "models/owner/name" or "datasets/owner/name" -> folder. `broken`: how many more transfers of a
+    file over 64 KiB end in the middle. `served`: bytes of file content sent, by path. `uploads`: where new repositories
+    lie, if they may be made."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     broken: int = 0
@@ -82,7 +82,13 @@ class Hub:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Environment of a script that shall see this hub, with caches of its own."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_ETAG_TIMEOUT": "5",
+        }
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
@@ -102,7 +108,12 @@ class Hub:
         if repository is None:
             return reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
         if repository.gated:
-            return reply(request, 401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this repository is restricted."})
+            return reply(
+                request,
+                401,
+                b"{}",
+                {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this repository is restricted."},
+            )
         if rest and rest[0] == "resolve":
             return self.file(request, repository, "/".join(rest[2:]))
         if rest[:1] in (["preupload"], ["commit"]):
@@ -111,15 +122,32 @@ class Hub:
             return reply(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
         files = repository.files()
         if rest[:1] == ["tree"]:
-            value = listing(files, "/".join(rest[2:]), "recursive" in parse_qs(url.query) and parse_qs(url.query)["recursive"][0].lower() == "true")
+            value = listing(
+                files,
+                "/".join(rest[2:]),
+                "recursive" in parse_qs(url.query) and parse_qs(url.query)["recursive"][0].lower() == "true",
+            )
         elif rest[:1] == ["paths-info"]:
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             value = [entry(w, files[w]) for w in wanted if w in files]
-            value += [{"type": "directory", "path": w, "oid": "0" * 40} for w in wanted if any(f.startswith(f"{w}/") for f in files)]
+            value += [
+                {"type": "directory", "path": w, "oid": "0" * 40}
+                for w in wanted
+                if any(f.startswith(f"{w}/") for f in files)
+            ]
         else:
             if rest[:1] == ["revision"] and rest[1] not in (repository.sha, "main"):
                 return reply(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            value = {"id": f"{owner}/{name}", "sha": repository.sha, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+            value = {
+                "id": f"{owner}/{name}",
+                "sha": repository.sha,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+            }
             value |= {"siblings": [{"rfilename": f} for f in files], "lastModified": "2026-01-01T00:00:00.000Z"}
         reply(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
@@ -127,23 +155,41 @@ class Hub:
         """A new repository in the folder `uploads`."""
         repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
         if self.uploads is None:
-            return reply(request, 403, b'{"error": "You may not create this repository."}', {"Content-Type": "application/json"})
+            return reply(
+                request, 403, b'{"error": "You may not create this repository."}', {"Content-Type": "application/json"}
+            )
         if f"models/{repo}" in self.repositories:
-            return reply(request, 409, json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(), {"Content-Type": "application/json"})
+            return reply(
+                request,
+                409,
+                json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(),
+                {"Content-Type": "application/json"},
+            )
         (self.uploads / repo).mkdir(parents=True)
         self.repositories[f"models/{repo}"] = Repository(self.uploads / repo)
-        reply(request, 200, json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(), {"Content-Type": "application/json"})
+        reply(
+            request, 200, json.dumps({"url": f"{self.endpoint}/{repo}"}).encode(), {"Content-Type": "application/json"}
+        )
 
     def commit(self, request: BaseHTTPRequestHandler, repo: str, stage: str, body: bytes) -> None:
         """Every file goes in the commit itself; the real hub takes large ones beside it."""
         repository = self.repositories[f"models/{repo}"]
         if stage == "preupload":
-            value = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in json.loads(body)["files"]]}
+            value = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                    for f in json.loads(body)["files"]
+                ]
+            }
         else:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     (repository.folder / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
-            value = {"commitUrl": f"{self.endpoint}/{repo}/commit/{repository.sha}", "commitOid": repository.sha, "pullRequestUrl": None}
+            value = {
+                "commitUrl": f"{self.endpoint}/{repo}/commit/{repository.sha}",
+                "commitOid": repository.sha,
+                "pullRequestUrl": None,
+            }
         reply(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def file(self, request: BaseHTTPRequestHandler, repository: Repository, path: str) -> None:
@@ -152,7 +198,10 @@ class Hub:
         if file is None:
             return reply(request, 404, b"", headers | {"X-Error-Code": "EntryNotFound"})
         size = file.stat().st_size
-        headers |= {"ETag": f'"{hashlib.sha256(str(file).encode()).hexdigest()}"', "Content-Type": "application/octet-stream"}
+        headers |= {
+            "ETag": f'"{hashlib.sha256(str(file).encode()).hexdigest()}"',
+            "Content-Type": "application/octet-stream",
+        }
         first, last, status = 0, size - 1, 200
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
         if span:
@@ -218,8 +267,11 @@ def release_config(name: str = "english") -> Config:
     return Config(**yaml.safe_load((CONFIGS_DIR / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, config: Config | None = None, name: str = "english") -> None:
-    """A language, of its own config or `config`, as released, with random weights: languages/NAME/{model.safetensors,tokenizer.json}."""
+def random_release(
+    folder: Path, build_flow_lm, zero_encoder: bool = False, config: Config | None = None, name: str = "english"
+) -> None:
+    """A language, of its own config or `config`, as released, with random weights:
+    languages/NAME/{model.safetensors,tokenizer.json}."""
     target = folder / "languages" / name
     target.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -228,7 +280,15 @@ def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, conf
     syllables = [c + v + e for c in "bcdfghjklmnprstvwz" for v in "aeiou" for e in ("", "n", "r", "s", "t")]
     rng = np.random.default_rng(0)
     words = [" ".join("".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(12)) for _ in range(2000)]
-    tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=4000, special_tokens=["<unk>"], initial_alphabet=[chr(c) for c in range(33, 127)], show_progress=False))
+    tokenizer.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=4000,
+            special_tokens=["<unk>"],
+            initial_alphabet=[chr(c) for c in range(33, 127)],
+            show_progress=False,
+        ),
+    )
     assert tokenizer.get_vocab_size() == 4000
     tokenizer.save(str(target / "tokenizer.json"))
     config = (config or release_config(name)).model_copy(deep=True)
@@ -238,7 +298,9 @@ def random_release(folder: Path, build_flow_lm, zero_encoder: bool = False, conf
     if zero_encoder:
         for p in mimi.encoder.parameters():
             torch.nn.init.zeros_(p)
-    state = {f"flow_lm.{k}": v for k, v in flow_lm.state_dict().items()} | {f"mimi.{k}": v for k, v in mimi.state_dict().items()}
+    state = {f"flow_lm.{k}": v for k, v in flow_lm.state_dict().items()} | {
+        f"mimi.{k}": v for k, v in mimi.state_dict().items()
+    }
     save_file({k: v.contiguous() for k, v in state.items()}, target / "model.safetensors")
 
 
@@ -252,7 +314,9 @@ SENTENCES = [
 ]
 
 
-def clartts_lookalike(folder: Path, rows: int, test_rows: int, shards: int, seconds: tuple[float, float] = (1.3, 2.0)) -> None:
+def clartts_lookalike(
+    folder: Path, rows: int, test_rows: int, shards: int, seconds: tuple[float, float] = (1.3, 2.0)
+) -> None:
     """Parquet with ClArTTS's columns and quirks: samples as lists of float64 at 40,100 Hz, chapters in the file names,
     marks in front of words. Rows 3 and 5 of train are bad: no audio, Latin text."""
     rng = np.random.default_rng(0)
@@ -267,9 +331,17 @@ def clartts_lookalike(folder: Path, rows: int, test_rows: int, shards: int, seco
             numbers = range(count * part // parts, count * (part + 1) // parts)
             table = pa.table(
                 {
-                    "text": [SENTENCES[i % len(SENTENCES)] if (split, i) != ("train", 5) else "not Arabic" for i in numbers],
-                    "file": [f"ch_{(1 if split == 'train' else 90) + i * 5 // count}_arabic_tts_dataset_{split}{i}.wav" for i in numbers],
-                    "audio": pa.array([voices[i % 24] if (split, i) != ("train", 3) else None for i in numbers], pa.list_(pa.float64())),
+                    "text": [
+                        SENTENCES[i % len(SENTENCES)] if (split, i) != ("train", 5) else "not Arabic" for i in numbers
+                    ],
+                    "file": [
+                        f"ch_{(1 if split == 'train' else 90) + i * 5 // count}_arabic_tts_dataset_{split}{i}.wav"
+                        for i in numbers
+                    ],
+                    "audio": pa.array(
+                        [voices[i % 24] if (split, i) != ("train", 3) else None for i in numbers],
+                        pa.list_(pa.float64()),
+                    ),
                     "sampling_rate": pa.array([40100] * len(numbers), pa.int64()),
                     "duration": [len(voices[i % 24]) / 40100 for i in numbers],
                 }

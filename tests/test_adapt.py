@@ -25,7 +25,11 @@ from pocket_arabic.run import read_jsonl
 
 HEAD = ("flow_lm.flow_net.", "flow_lm.out_eos.")
 LAYER = "flow_lm.transformer.layers."
-LINEAR = tuple(f"{LAYER}{i}.{name}.weight" for i in (0, 1) for name in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"))
+LINEAR = tuple(
+    f"{LAYER}{i}.{name}.weight"
+    for i in (0, 1)
+    for name in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
+)
 EXPECTED = {
     "full": ("flow_lm.",),
     "last:1": ("flow_lm.conditioner.", "flow_lm.out_norm.", f"{LAYER}1.", *HEAD),
@@ -39,19 +43,39 @@ EXPECTED = {
 @pytest.mark.parametrize("tune", EXPECTED)
 def test_a_step_changes_exactly_what_it_names(tune, finished_run, cache, tmp_path, monkeypatch):
     base = finished_run / "bundle"
-    flags = ["--init", "base", "--base", base / "arabic.yaml", "--max-steps", 1, "--sample-every", 0, "--lr", 0.01, "--warmup-steps", 0, "--weight-decay", 0.1]
+    flags = [
+        "--init",
+        "base",
+        "--base",
+        base / "arabic.yaml",
+        "--max-steps",
+        1,
+        "--sample-every",
+        0,
+        "--lr",
+        0.01,
+        "--warmup-steps",
+        0,
+        "--weight-decay",
+        0.1,
+    ]
     result = run("train.py", *TRAIN, *flags, "--tune", *tune.split(), "--data", cache, "--out", tmp_path / "r")
     assert result.returncode == 0, result.stderr
-    # The bundle may hold the untrained step 0, if that scored better; the averages after the step are what is asked about.
+    # The bundle may hold the untrained step 0, if that scored better; the averages after the step are what is asked
+    # about.
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "r" / "bundle" / "model.safetensors")
     assert before.keys() == after.keys()
     if json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000":
         assert all(torch.equal(before[k], after[k]) for k in before)
     state = load_file(tmp_path / "r" / "checkpoints" / "step_000001" / "model.safetensors")
     adapters = {k.split(".lora_")[0] + ".weight" for k in state if ".lora_B" in k and state[k].any()}
-    state = {k.replace(".base_layer.", "."): v for k, v in state.items() if k.startswith("flow_lm.") and ".lora_" not in k}
+    state = {
+        k.replace(".base_layer.", "."): v for k, v in state.items() if k.startswith("flow_lm.") and ".lora_" not in k
+    }
     changed = {k for k in state if not torch.equal(state[k], before[k])} | adapters
-    assert changed == {k for k in state if k.startswith(EXPECTED[tune]) and not k.endswith(("emb_mean", "emb_std", "freqs"))}
+    assert changed == {
+        k for k in state if k.startswith(EXPECTED[tune]) and not k.endswith(("emb_mean", "emb_std", "freqs"))
+    }
     monkeypatch.chdir(tmp_path / "r" / "bundle")
     TTSModel.load_model(config="arabic.yaml")  # strict
 
@@ -81,13 +105,16 @@ def test_muon_takes_the_hidden_matrices(flow_lm):
     groups = [{id(p) for g in optimizer.param_groups for p in g["params"]} for optimizer in (adamw, muon)]
     assert not groups[0] & groups[1] and groups[0] | groups[1] == {id(p) for p in model.parameters()}
     names = {n for n, p in model.named_parameters() if id(p) in groups[1]}
-    assert set(LINEAR) <= names and all(n.startswith(("flow_lm.transformer.layers.", "flow_lm.flow_net.res_blocks.")) for n in names)
+    assert set(LINEAR) <= names and all(
+        n.startswith(("flow_lm.transformer.layers.", "flow_lm.flow_net.res_blocks.")) for n in names
+    )
     assert len(build_optimizers(model, "adamw", 1e-3, 0.0, "no")) == 1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
 def test_newton_schulz_keeps_singular_vectors_and_evens_singular_values(dtype, tolerance):
-    """Against a float64 SVD: U S V^T becomes U p(S) V^T, p five times the quintic; whatever the scale, several at a time."""
+    """Against a float64 SVD: U S V^T becomes U p(S) V^T, p five times the quintic; whatever the scale, several at a
+    time."""
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, 24, 60, generator=generator) * torch.tensor([1.0, 1e-3, 1e3])[:, None, None]
     matrices[1, :, 5:] *= 0.05  # one of uneven singular values
@@ -101,11 +128,18 @@ def test_newton_schulz_keeps_singular_vectors_and_evens_singular_values(dtype, t
 
 
 def test_muon_is_torchs_in_float32(flow_lm, monkeypatch):
-    """Three steps beside torch.optim.Muon made to iterate in fp32: momentum, weight decay, the rate of wide and tall matrices."""
+    """Three steps beside torch.optim.Muon made to iterate in fp32: momentum, weight decay, the rate of wide and tall
+    matrices."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     shapes = [(24, 60), (60, 24), (30, 30), (24, 60), (8, 9)]
-    ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(i))) for i, s in enumerate(shapes)] for _ in range(2))
-    optimizers = Muon([{"params": ours}], 0.02, 0.1, torch.float32), torch.optim.Muon(theirs, 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(i))) for i, s in enumerate(shapes)]
+        for _ in range(2)
+    )
+    optimizers = (
+        Muon([{"params": ours}], 0.02, 0.1, torch.float32),
+        torch.optim.Muon(theirs, 0.02, 0.1, adjust_lr_fn="match_rms_adamw"),
+    )
     for step in range(3):
         for i, pair in enumerate(zip(ours, theirs)):
             for p in pair:
@@ -133,25 +167,36 @@ def test_parts_add_up_to_the_batch(flow_lm):
 
 
 def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
-    """Three steps of four utterances: at once, in two parts, on two processes; the epoch's last batch is a short one."""
+    """Three steps of four utterances: at once, in two parts, on two processes; the epoch's last batch is a short
+    one."""
     common = [*TRAIN, "--data", cache, "--sample-every", 0, "--max-steps", 3]
     # What `accelerate launch` runs for several GPUs; it has no such mode for CPUs without MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+    }
     two = [*launch, ROOT / "train.py", *common, "--batch-size", 2, "--out", tmp_path / "processes"]
     result = subprocess.run([str(a) for a in two], env=env, capture_output=True, text=True)
     assert result.returncode == 0 and "2 x cpu" in result.stdout, result.stderr[-2000:]
     for name, flags in {"whole": ["--batch-size", 4], "accumulated": ["--batch-size", 2, "--grad-accum", 2]}.items():
         result = run("train.py", *common, *flags, "--out", tmp_path / name)
         assert result.returncode == 0, result.stderr
-    logs = {n: [r for r in read_jsonl(tmp_path / n / "progress.jsonl") if r["kind"] == "train"] for n in ("whole", "accumulated", "processes")}
+    logs = {
+        n: [r for r in read_jsonl(tmp_path / n / "progress.jsonl") if r["kind"] == "train"]
+        for n in ("whole", "accumulated", "processes")
+    }
     weights = {n: load_file(tmp_path / n / "checkpoints" / "step_000003" / "model.safetensors") for n in logs}
     for name in ("accumulated", "processes"):
         for a, b in zip(logs["whole"], logs[name], strict=True):
             for key in ("loss", "flow_error", "eos", "grad_norm"):
                 assert a[key] == pytest.approx(b[key], rel=1e-5), (name, key)
         for key, value in weights["whole"].items():
-            torch.testing.assert_close(weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}")
+            torch.testing.assert_close(
+                weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+            )
     # A run goes on on another machine if a step stays the same.
     result = run("train.py", *common[:-1], 4, "--batch-size", 1, "--grad-accum", 4, "--out", tmp_path / "processes")
     assert result.returncode == 0 and "continuing at step 3" in result.stdout, result.stderr
@@ -161,8 +206,30 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
 def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
     """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
-    common = [*TRAIN, "--data", cache, "--batch-size", 1, "--sample-every", 0, "--eval-every", 0, "--epochs", 20, "--max-steps", 40, "--optimizer", "muon"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+    common = [
+        *TRAIN,
+        "--data",
+        cache,
+        "--batch-size",
+        1,
+        "--sample-every",
+        0,
+        "--eval-every",
+        0,
+        "--epochs",
+        20,
+        "--max-steps",
+        40,
+        "--optimizer",
+        "muon",
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
 
     def start(out: str) -> subprocess.Popen:
         command = [str(a) for a in (*launch, *common, "--out", tmp_path / out)]
@@ -197,11 +264,25 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
     shutil.copytree(checkpoints / "step_000004", half)
     (half / "optimizers.pt").write_bytes((half / "optimizers.pt").read_bytes()[:100])
     (half / "state.json").unlink()
-    command = [sys.executable, str(ROOT / "train.py"), *TRAIN, "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "1", "--sample-every", "0"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TRAIN,
+        "--data",
+        str(cache),
+        "--out",
+        str(tmp_path / "r"),
+        "--eval-every",
+        "1",
+        "--sample-every",
+        "0",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for seed in range(3):
         seen = len(read_jsonl(tmp_path / "r" / "progress.jsonl"))
-        process = subprocess.Popen([*command, "--max-steps", "100000", "--epochs", "100000"], env=env, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--max-steps", "100000", "--epochs", "100000"], env=env, stdout=subprocess.DEVNULL
+        )
         while len(read_jsonl(tmp_path / "r" / "progress.jsonl")) < seen + 3:
             time.sleep(0.01)
         while process.poll() is None and not list(checkpoints.glob(".step_*.tmp")):
@@ -210,7 +291,22 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
         process.kill()
         process.wait()
     step = max(int(p.name[5:]) for p in checkpoints.glob("step_*"))
-    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--eval-every", 1, "--sample-every", 0, "--max-steps", step + 1, "--epochs", 100000)
+    result = run(
+        "train.py",
+        *TRAIN,
+        "--data",
+        cache,
+        "--out",
+        tmp_path / "r",
+        "--eval-every",
+        1,
+        "--sample-every",
+        0,
+        "--max-steps",
+        step + 1,
+        "--epochs",
+        100000,
+    )
     assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
     assert not list(checkpoints.glob(".step_*.tmp"))
 
@@ -219,7 +315,19 @@ def test_a_fresh_tokenizer_trains_exports_and_continues(finished_run, cache, tmp
     """It must end in a bundle which stock tools load."""
     flags = ["--init", "base", "--base", finished_run / "bundle" / "arabic.yaml", "--data", cache, "--sample-every", 0]
     for steps in (1, 2):
-        result = run("train.py", *TRAIN, *flags, "--tokenizer", "fresh", "--pieces", 120, "--out", tmp_path / "fresh", "--max-steps", steps)
+        result = run(
+            "train.py",
+            *TRAIN,
+            *flags,
+            "--tokenizer",
+            "fresh",
+            "--pieces",
+            120,
+            "--out",
+            tmp_path / "fresh",
+            "--max-steps",
+            steps,
+        )
         assert result.returncode == 0, result.stderr
     monkeypatch.chdir(tmp_path / "fresh" / "bundle")
     model = TTSModel.load_model(config="arabic.yaml")
@@ -242,8 +350,14 @@ def many(number: int) -> Utterances:
     sec = np.clip(rng.gamma(6, 0.72, number), 1.79, 12.8)  # 9,500: 11.5 h between ClArTTS's shortest and longest
     rows = object.__new__(Utterances)
     rows.draws, rows.frames = Draws(), np.ceil(sec * 12.5).astype(int)
-    rows.token_start = np.cumsum([0, *np.round(sec * 17 / 5.5 * 2.85).astype(int)])  # 17 characters a second, 2.85 tokens a word
-    rows.epoch = lambda n: Epoch(n, np.ones(number, bool), None, np.where(rng.random(number) < 0.5, 0, np.minimum(125, rng.permutation(rows.frames))))
+    # 17 characters a second, 2.85 tokens a word
+    rows.token_start = np.cumsum([0, *np.round(sec * 17 / 5.5 * 2.85).astype(int)])
+    rows.epoch = lambda n: Epoch(
+        n,
+        np.ones(number, bool),
+        None,
+        np.where(rng.random(number) < 0.5, 0, np.minimum(125, rng.permutation(rows.frames))),
+    )
     return rows
 
 
@@ -254,7 +368,10 @@ def test_rows_of_a_batch_are_of_like_length():
     lengths = rows.lengths(epoch) + 2
     for size in (8, 16, 64):
         batches = rows.order(epoch, size)
-        assert sorted(np.concatenate(batches)) == list(range(9500)) and [len(b) for b in batches].count(size) == 9500 // size
+        assert (
+            sorted(np.concatenate(batches)) == list(range(9500))
+            and [len(b) for b in batches].count(size) == 9500 // size
+        )
         again = np.concatenate(rows.order(epoch, size))
         assert (again == np.concatenate(batches)).all() and (again != np.concatenate(rows.order(other, size))).any()
         padded = sum(len(b) * lengths[b].max() for b in batches)
@@ -263,7 +380,19 @@ def test_rows_of_a_batch_are_of_like_length():
 
 def test_max_hours_leaves_time_to_close(cache, tmp_path):
     """The run ends, exported, about when it was told to, and the same command finds nothing left to do."""
-    command = [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--epochs", 100000, "--eval-every", 5, "--max-hours", 0.005]
+    command = [
+        *TRAIN,
+        "--data",
+        cache,
+        "--out",
+        tmp_path / "r",
+        "--epochs",
+        100000,
+        "--eval-every",
+        5,
+        "--max-hours",
+        0.005,
+    ]
     result = run("train.py", *command)
     assert result.returncode == 0 and "bundle: " in result.stdout, result.stderr
     last = read_jsonl(tmp_path / "r" / "progress.jsonl")[-1]
@@ -282,14 +411,44 @@ def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
 
 def test_patience_stops_and_keeps_the_best(cache, tmp_path):
     """With no learning rate to speak of, later scores are not better than the first."""
-    flags = ["--patience", 2, "--eval-every", 1, "--max-steps", 50, "--sample-every", 0, "--lr", "1e-9", "--weight-decay", 0, "--judge-sentences", 0]
+    flags = [
+        "--patience",
+        2,
+        "--eval-every",
+        1,
+        "--max-steps",
+        50,
+        "--sample-every",
+        0,
+        "--lr",
+        "1e-9",
+        "--weight-decay",
+        0,
+        "--judge-sentences",
+        0,
+    ]
     result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
     assert result.returncode == 0 and "no better than step 0 for 2 evaluations" in result.stdout, result.stderr
     assert json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000"
 
 
 def test_wandb_offline_needs_no_login(cache, tmp_path):
-    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 2, "--sample-every", 0, "--wandb", "test", HOME=str(tmp_path), WANDB_API_KEY="")
+    result = run(
+        "train.py",
+        *TRAIN,
+        "--data",
+        cache,
+        "--out",
+        tmp_path / "r",
+        "--max-steps",
+        2,
+        "--sample-every",
+        0,
+        "--wandb",
+        "test",
+        HOME=str(tmp_path),
+        WANDB_API_KEY="",
+    )
     assert result.returncode == 0 and "offline" in result.stdout, result.stderr[-2000:]
     assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))
 

@@ -1,7 +1,8 @@
-"""A table of folder corpora as people have them: what data_prep.py reads, prints, rejects and refuses. No traceback in any.
+"""A table of folder corpora as people have them: what data_prep.py reads, prints, rejects and refuses. No traceback in
+any.
 
-A case is a folder's files, data_prep's extra flags and what must come of it. `a.wav` in `files` stands for two seconds of
-a tone; "نَعَمْ نَعَمْ." (six letters) is a text that fits it.
+A case is a folder's files, data_prep's extra flags and what must come of it. `a.wav` in `files` stands for two seconds
+of a tone; "نَعَمْ نَعَمْ." (six letters) is a text that fits it.
 """
 
 import io
@@ -77,7 +78,9 @@ CASES = {
         {
             "wav/a.wav": True,
             "wav/b.wav": True,
-            "metadata.csv": csv(f"{YES}|7|2.0|wav/a.wav", f"{NO}|8|2.0|wav/b.wav", header="Text|speaker|Seconds|file_name"),
+            "metadata.csv": csv(
+                f"{YES}|7|2.0|wav/a.wav", f"{NO}|8|2.0|wav/b.wav", header="Text|speaker|Seconds|file_name"
+            ),
         },
         {"a": YES, "b": NO},
         says=("a header with bars", "not read: seconds"),
@@ -126,7 +129,13 @@ CASES = {
         {5: "audio missing"},
     ),
     "no text, no name, no file": Case(
-        three(**{"metadata.csv": csv(f"a.wav,{YES}", "b.wav,", f",{NO}", f"x.wav,{NO}", f"sub/x.wav,{NO}", f"{'n' * 300}.wav,{NO}")}),
+        three(
+            **{
+                "metadata.csv": csv(
+                    f"a.wav,{YES}", "b.wav,", f",{NO}", f"x.wav,{NO}", f"sub/x.wav,{NO}", f"{'n' * 300}.wav,{NO}"
+                )
+            }
+        ),
         {"a": YES},
         {3: "no text", 4: "no file name", 5: "audio missing", 6: "audio missing", 7: "audio missing"},
     ),
@@ -176,7 +185,9 @@ CASES = {
         three(**{"metadata.csv": f"a.wav,{YES}\nb.wav,{NO}\n"}),
         says=("line 1 is no header", "write file_name,text above it"),
     ),
-    "a column twice": Case(three(**{"metadata.csv": csv(f"a.wav,{YES},{NO}", header="file_name,text,text")}), says=("two columns text",)),
+    "a column twice": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES},{NO}", header="file_name,text,text")}), says=("two columns text",)
+    ),
     "nothing but a header": Case(three(**{"metadata.csv": "file_name,text\n"}), says=("no rows",)),
     "nothing at all": Case(three(**{"metadata.csv": "\n \n"}), says=("no rows", "file_name,text")),
     # --- LJSpeech
@@ -214,7 +225,9 @@ CASES = {
         {"wavs/1.wav": True, "metadata.csv": f"1|{YES}|نعم نعم\n"},
         says=("the second column has its vowel marks", "write a header"),
     ),
-    "LJSpeech in Latin letters: bars are letters too": Case({"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)),
+    "LJSpeech in Latin letters: bars are letters too": Case(
+        {"wavs/1.wav": True, "metadata.csv": "1|naEamo\n2|ra|aY\n"}, says=("Buckwalter's آ",), flags=("--romanized",)
+    ),
     # --- ids and names
     "the same name in two folders": Case(
         {"x/1.wav": True, "y/1.wav": True, "metadata.csv": csv(f"x/1.wav,{YES}", f"y/1.wav,{NO}")},
@@ -363,8 +376,12 @@ CASES = {
         },
         says=("2 speakers",),
     ),
-    "no text anywhere": Case({"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)),
-    "files in the places they usually have; the folder itself comes first, and elsewhere a name must be one file's": Case(
+    "no text anywhere": Case(
+        {"a.wav": True, "notes.csv": "x"}, says=("no metadata.csv in it; if notes.csv is it, rename it metadata.csv",)
+    ),
+    (
+        "files in the places they usually have; the folder itself comes first, and elsewhere a name must be one file's"
+    ): Case(
         {
             **{"wavs/a.wav": True, "a.wav": tone(3), "clips/b.mp3.wav": True, "audio/c.wav": True, "wav/c.wav": True},
             "metadata.csv": csv(f"a|{YES}", f"b.mp3|{YES}", f"c|{YES}", header="id|text"),
@@ -381,21 +398,31 @@ CASES = {
         three(**{"metadata.csv": f"/home/somebody/a (1).wav|{YES}\n/home/somebody/b.wav|{NO}\n"}),
         says=("none of its 2 utterances", "audio missing (/home/somebody/a (1).wav), lines 1, 2"),
     ),
-    "metadata in a folder of it": Case({"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")),
+    "metadata in a folder of it": Case(
+        {"in/a.wav": True, "in/metadata.csv": csv(f"a.wav,{YES}")}, says=("in/metadata.csv", "give --corpus", "/in")
+    ),
     "metadata.csv is a folder": Case({"metadata.csv": {}, "a.wav": True}, says=("no metadata.csv in it",)),
     # --- encodings
     "UTF-16": Case(
         three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16")}),
         says=("is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",),
     ),
-    "UTF-16 without its mark": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16-le")}), says=("iconv -f UTF-16LE",)),
+    "UTF-16 without its mark": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}").encode("utf-16-le")}), says=("iconv -f UTF-16LE",)
+    ),
     "Windows' Arabic": Case(
         three(**{"metadata.csv": csv("a.wav,نعم").encode("cp1256")}),
         says=("line 2 is not UTF-8", "iconv -f WINDOWS-1256"),
     ),
-    "a spreadsheet by another name": Case(three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")),
-    "what Git LFS has not fetched": Case(three(**{"metadata.csv": "version https://git-lfs.github.com/spec/v1\n"}), says=("git lfs pull",)),
-    "a zero byte": Case(three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")),
+    "a spreadsheet by another name": Case(
+        three(**{"metadata.csv": b"PK\3\4\0\0\0"}), says=("a spreadsheet's file", "save it as CSV")
+    ),
+    "what Git LFS has not fetched": Case(
+        three(**{"metadata.csv": "version https://git-lfs.github.com/spec/v1\n"}), says=("git lfs pull",)
+    ),
+    "a zero byte": Case(
+        three(**{"metadata.csv": csv(f"a.wav,{YES}", f"b.wav,{NO * 9}\0")}), says=("line 3 holds a zero byte", "tr -d")
+    ),
     # --- audio
     "channels: antiphase, 5.1, one side, unlike ones": Case(
         {
@@ -419,7 +446,9 @@ CASES = {
                 "f.wav": b"",
                 "g.wav": b"version https://git-lfs.github.com/spec/v1\n",
             },
-            "metadata.csv": csv(*(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b", "g.wav"))),
+            "metadata.csv": csv(
+                *(f"{n},{YES}" for n in ("a.wav", "b.m4a", "c.wav", "d.webm", "e.wav", "f.wav", "b", "g.wav"))
+            ),
         },
         {"a": YES},
         {
@@ -469,7 +498,9 @@ def prep(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:
 def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
     case, folder = CASES[name], tmp_path / "corpus"
     write(folder, case.files)
-    code, out, err = prep(capsys, monkeypatch, "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c", *case.flags)
+    code, out, err = prep(
+        capsys, monkeypatch, "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c", *case.flags
+    )
     if case.kept is None:
         assert code == 2 and err.count("\n") == 1 and not (tmp_path / "c").exists(), out + err
         assert all(words in err for words in case.says), err
@@ -477,7 +508,9 @@ def test_folder_corpora(name, tiny_base, tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert {row["id"]: row["text_norm"] for row in Cache(tmp_path / "c").rows} == case.kept
     rejects = {r.get("line", r["id"]): r["reason"] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")}
-    assert rejects.keys() == case.rejects.keys() and all(words in rejects[k] for k, words in case.rejects.items()), rejects
+    assert rejects.keys() == case.rejects.keys() and all(words in rejects[k] for k, words in case.rejects.items()), (
+        rejects
+    )
     assert all(words in out for words in case.says), out
     stats = json.loads((tmp_path / "c" / "stats.json").read_text(encoding="utf-8"))
     assert sum(stats["rejects"].values()) == len(case.rejects) and (tmp_path / "c" / "stats.png").exists()
@@ -641,14 +674,21 @@ def test_files_of_the_hub_keep_their_folders():
     """ClArTTS's names are ids as ever; two folders may hold one name; a path of the owner's machine is not an id."""
     assert _hub_id("ch_20_arabic_tts_dataset_48.wav") == "ch_20_arabic_tts_dataset_48" and _hub_id("1.5.flac") == "1.5"
     assert _hub_id("x/1.wav") == "x/1" and _hub_id("y\\1.wav") == "y/1"
-    assert _hub_id("/root/x/1.wav") == _hub_id("hf://datasets/x/1.wav") == _hub_id("../1.wav") == _hub_id("C:\\x\\1.wav") == "1"
+    assert (
+        _hub_id("/root/x/1.wav")
+        == _hub_id("hf://datasets/x/1.wav")
+        == _hub_id("../1.wav")
+        == _hub_id("C:\\x\\1.wav")
+        == "1"
+    )
 
 
 # --- audio ------------------------------------------------------------------------------------------------------------
 
 
 def test_channels_that_cancel_give_way_to_the_loudest():
-    """One channel stays as it is; alike and unlike ones are mixed; where the mean would lose the voice, the loudest is taken."""
+    """One channel stays as it is; alike and unlike ones are mixed; where the mean would lose the voice, the loudest is
+    taken."""
     voice, noise = tone().astype(np.float32), np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
     for channels, how, expected in (
         ([voice], "", voice),
@@ -689,12 +729,15 @@ def pair(i: int, rate: float, level: float = -20, speaker: str = "0") -> dict:
 
 
 def test_suspects_are_measured_against_their_speaker():
-    """A fast speaker's usual pair is no suspect, a slow one's of the same rate is; all that are far are kept, not six."""
+    """A fast speaker's usual pair is no suspect, a slow one's of the same rate is; all that are far are kept, not
+    six."""
     rows = [pair(i, 8) for i in range(40)] + [pair(i, 16, speaker="fast") for i in range(40, 80)]
     rows[3]["letters_per_sec"], rows[50]["letters_per_sec"], rows[7]["level_db"] = 16.0, 8.0, -40.0
     found = data_prep.suspects(rows, {"3": 5})
     assert [(p["id"], p["line"], p["far"]) for p in found["fastest"][:2]] == [("3", 5, True), ("0", None, False)]
-    assert [(p["id"], p["rate"]) for p in found["slowest"] if p["far"]] == [("50", 0.5)] and found["quietest"][0]["id"] == "7"
+    assert [(p["id"], p["rate"]) for p in found["slowest"] if p["far"]] == [("50", 0.5)] and found["quietest"][0][
+        "id"
+    ] == "7"
     for i in range(20, 40):
         rows[i]["letters_per_sec"] = 4.9
     assert sum(p["far"] for p in data_prep.suspects(rows + [pair(i, 8) for i in range(80, 120)], {})["slowest"]) == 21
@@ -703,15 +746,21 @@ def test_suspects_are_measured_against_their_speaker():
 def test_the_page_draws_what_texts_and_reasons_hold(tmp_path):
     """Dollars are Buckwalter's ش, not the start of a formula; a name may be long; no reject is no error."""
     figure, axes = data_prep.plt.subplots(2)
-    data_prep.plot_pairs(axes[0], "slowest", data_prep.suspects([pair(i, i + 1) for i in range(9)], {"0": 7})["slowest"])
+    data_prep.plot_pairs(
+        axes[0], "slowest", data_prep.suspects([pair(i, i + 1) for i in range(9)], {"0": 7})["slowest"]
+    )
     data_prep.plot_rejects(
         axes[1],
-        data_prep.by_reason([{"id": "$a$_{", "reason": '"$" $x_ cannot be said'}] * 3 + [{"id": "b", "reason": "no text", "line": 9}]),
+        data_prep.by_reason(
+            [{"id": "$a$_{", "reason": '"$" $x_ cannot be said'}] * 3 + [{"id": "b", "reason": "no text", "line": 9}]
+        ),
         20,
     )
     figure.savefig(tmp_path / "page.png")
     shown = [text.get_text() for text in axes[0].texts]
-    assert shown[0] == "line 7" and "1.0 letters/s, 0.20 of the usual" in shown[1] and len(shown) == 3 * data_prep.SUSPECTS
+    assert (
+        shown[0] == "line 7" and "1.0 letters/s, 0.20 of the usual" in shown[1] and len(shown) == 3 * data_prep.SUSPECTS
+    )
     assert [t.get_text() for t in axes[1].texts] == [
         ' 3  "$" $x_ cannot be said: $a$_{, $a$_{, $a$_{',
         " 1  no text: line 9",

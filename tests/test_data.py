@@ -63,7 +63,9 @@ def test_cache_holds_the_encoded_corpus(cache, corpus, tiny_base):
         with torch.no_grad():
             latents = mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0]
         torch.testing.assert_close(torch.from_numpy(np.array(data.row_latents(row))), latents, rtol=1e-4, atol=1e-5)
-        assert row["num_frames"] == -(-len(samples) // 1920) and row["duration_sec"] == pytest.approx(len(samples) / RATE, abs=1e-3)
+        assert row["num_frames"] == -(-len(samples) // 1920) and row["duration_sec"] == pytest.approx(
+            len(samples) / RATE, abs=1e-3
+        )
     assert sf.info(cache / "voice.wav").samplerate == RATE
     stats = json.loads((cache / "stats.json").read_text())
     assert stats["utterances"] == {"train": 6, "valid": 1, "test": 1} and stats["unknown_pieces"] == []
@@ -75,7 +77,11 @@ def test_twice_does_nothing_and_changed_options_are_refused(cache, corpus, tiny_
     before = digest(cache)
     result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache)
     assert result.returncode == 0 and "nothing to do" in result.stdout
-    fails(run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache, "--no-trim"), "trim: true -> false", "--out")
+    fails(
+        run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", cache, "--no-trim"),
+        "trim: true -> false",
+        "--out",
+    )
     assert digest(cache) == before
 
 
@@ -86,7 +92,8 @@ def test_changed_options_are_named(tmp_path):
 
 
 def test_batched_encoding_equals_single(tiny_base):
-    """Padding reaches no frame that is kept: also not through the encoder's attention or the last, half-filled frame."""
+    """Padding reaches no frame that is kept: also not through the encoder's attention or the last, half-filled
+    frame."""
     config = load_config(str(tiny_base))
     mimi = load_mimi(config, load_weights(config))
     rng = np.random.default_rng(0)
@@ -99,7 +106,11 @@ def test_batched_encoding_equals_single(tiny_base):
 
 
 def test_splits_are_whole_chapters_where_there_are_chapters():
-    rows = [{"id": f"{c}_{i}", "split": "test" if c == "z" else "", "chapter": c} for c, n in (("a", 60), ("b", 25), ("c", 22), ("d", 9), ("z", 5)) for i in range(n)]
+    rows = [
+        {"id": f"{c}_{i}", "split": "test" if c == "z" else "", "chapter": c}
+        for c, n in (("a", 60), ("b", 25), ("c", 22), ("d", 9), ("z", 5))
+        for i in range(n)
+    ]
     assign_splits(rows)
     assert {r["chapter"] for r in rows if r["split"] == "valid"} == {"c"}  # the smallest with 20
     assert {r["chapter"] for r in rows if r["split"] == "test"} == {"z"}  # the corpus's own
@@ -172,20 +183,29 @@ def test_clipping_is_flat_tops_not_loudness():
 def test_corpus_without_a_usable_row_is_refused(kind, tiny_base, tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    (folder / "a.wav").write_bytes(b"no audio") if kind == "unreadable audio" else sf.write(folder / "a.wav", tone(2), RATE)
+    (folder / "a.wav").write_bytes(b"no audio") if kind == "unreadable audio" else sf.write(
+        folder / "a.wav", tone(2), RATE
+    )
     name, text = ("b.wav" if kind == "missing audio" else "a.wav"), ("" if kind == "empty texts" else "نَعَمْ نَعَمْ.")
     (folder / "metadata.csv").write_text(f"file_name,text,split\n{name},{text},train\n", encoding="utf-8")
-    fails(run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c"), "none of its 1 utterances")
+    fails(
+        run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c"),
+        "none of its 1 utterances",
+    )
     assert not (tmp_path / "c").exists()
 
 
 def test_trim_keeps_head_and_tail(tiny_base, tmp_path):
     samples = np.concatenate([np.zeros(RATE), 0.5 * np.sin(np.arange(RATE) * 0.1), np.zeros(2 * RATE)])
     folder = folder_corpus(tmp_path / "corpus", {"a": (samples, "نَعَمْ نَعَمْ.")})
-    assert speech_bounds(read_audio(folder / "a.wav", RATE), RATE, 40.0) == pytest.approx((RATE, 2 * RATE), abs=0.02 * RATE)
+    assert speech_bounds(read_audio(folder / "a.wav", RATE), RATE, 40.0) == pytest.approx(
+        (RATE, 2 * RATE), abs=0.02 * RATE
+    )
     assert run("data_prep.py", "--corpus", folder, "--base", tiny_base, "--out", tmp_path / "c").returncode == 0
     row = Cache(tmp_path / "c").rows[0]
-    assert row["duration_sec"] == pytest.approx(0.1 + 1 + 0.6, abs=0.04) and row["speech_end_sec"] == pytest.approx(1.1, abs=0.03)
+    assert row["duration_sec"] == pytest.approx(0.1 + 1 + 0.6, abs=0.04) and row["speech_end_sec"] == pytest.approx(
+        1.1, abs=0.03
+    )
     assert row["raw_sec"] == 4 and row["level_db"] > row["raw_level_db"]
 
 
@@ -202,7 +222,9 @@ def test_ljspeech_and_jsonl_folders(tmp_path):
         ("LJ-2", None, "نَعَمْ", "", 2, "audio missing (LJ-2)"),
     ]
     (tmp_path / "metadata.csv").unlink()
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "wavs/LJ-1.flac", "text": "نَعَمْ", "speaker": "a", "chapter": "3"}\n', encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "wavs/LJ-1.flac", "text": "نَعَمْ", "speaker": "a", "chapter": "3"}\n', encoding="utf-8"
+    )
     (row,) = [u for shard in open_corpus(str(tmp_path)).open()[0] for u in shard()]
     assert (row.id, row.speaker, row.chapter) == ("LJ-1", "a", "3") and load_audio(row.audio)[1] == RATE
     (tmp_path / "metadata.jsonl").write_text('{"file_name": \n', encoding="utf-8")
@@ -258,7 +280,12 @@ def test_codes_of_moshi_are_cached_beside_the_latents(tiny_base, tmp_path):
     result = run(*prep, "--codes-weights", tmp_path / "mimi.safetensors", "--out", tmp_path / "c")
     assert result.returncode == 0, result.stderr
     codes, data = np.load(tmp_path / "c" / "codes.npy"), Cache(tmp_path / "c")
-    assert codes.dtype == np.uint16 and codes.shape == (len(data.latents), 4) and codes.max() < 2048 and len(np.unique(codes)) > 1
+    assert (
+        codes.dtype == np.uint16
+        and codes.shape == (len(data.latents), 4)
+        and codes.max() < 2048
+        and len(np.unique(codes)) > 1
+    )
     mimi = loaders.get_mimi(tmp_path / "mimi.safetensors", num_codebooks=4)
     row = data.rows[0]
     samples = read_audio(folder / "a.wav", RATE)
@@ -266,7 +293,10 @@ def test_codes_of_moshi_are_cached_beside_the_latents(tiny_base, tmp_path):
     with torch.no_grad():
         expected = mimi.encode(torch.from_numpy(samples[max(0, start - 2400) : end + 14400])[None, None])[0].T
     assert (codes[row["first_frame"] : row["first_frame"] + row["num_frames"]] == expected.numpy()).all()
-    fails(run(*prep, "--codes-weights", ROOT / "demo" / "codec.safetensors", "--out", tmp_path / "d"), "not moshi's Mimi weights")
+    fails(
+        run(*prep, "--codes-weights", ROOT / "demo" / "codec.safetensors", "--out", tmp_path / "d"),
+        "not moshi's Mimi weights",
+    )
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -280,7 +310,8 @@ def lookalike(tmp_path_factory) -> Path:
 
 
 def test_clartts_from_the_hub(lookalike, tiny_base, tmp_path):
-    """The look-alike has ClArTTS's columns and quirks and two bad rows; a break in the middle of a transfer is survived."""
+    """The look-alike has ClArTTS's columns and quirks and two bad rows; a break in the middle of a transfer is
+    survived."""
     with Hub({CLARTTS: Repository(lookalike)}, broken=2) as hub:
         prep = ("data_prep.py", "--base", tiny_base, "--out", tmp_path / "c")
         result = run(*prep, **hub.environment(tmp_path / "hf"))
@@ -293,7 +324,12 @@ def test_clartts_from_the_hub(lookalike, tiny_base, tmp_path):
     assert rejects.keys() == {"ch_1_arabic_tts_dataset_train3", "ch_1_arabic_tts_dataset_train5"}
     assert len(data.rows) == 64 and len(data.split("test")) == 6
     first = data.rows[0]
-    assert (first["id"], first["text"], first["text_norm"], first["chapter"]) == ("ch_1_arabic_tts_dataset_train0", ".العمر .ينقص", "العمر. ينقص.", "ch_1")
+    assert (first["id"], first["text"], first["text_norm"], first["chapter"]) == (
+        "ch_1_arabic_tts_dataset_train0",
+        ".العمر .ينقص",
+        "العمر. ينقص.",
+        "ch_1",
+    )
     assert {r["chapter"] for r in data.split("valid")}.isdisjoint(r["chapter"] for r in data.split("train"))
     # Samples, resampled from 40,100 Hz by us and by the table's own file.
     raw = pq.read_table(lookalike / "data" / "train-00000-of-00003.parquet")["audio"][0].values.to_numpy()
@@ -315,8 +351,18 @@ def test_any_audio_dataset_of_the_hub(tiny_base, tmp_path):
     audio = [{"bytes": flac(2), "path": f"x{i}.flac"} for i in range(4)] + [{"bytes": b"junk", "path": "x4.flac"}, None]
     table = pa.table({"sentence": ["نَعَمْ نَعَمْ."] * 6, "sound": audio, "reader": ["a", "b"] * 3})
     (tmp_path / "hub").mkdir()
-    features = {"info": {"features": {"sentence": {"dtype": "string", "_type": "Value"}, "sound": {"_type": "Audio"}, "reader": {"dtype": "string", "_type": "Value"}}}}
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "hub" / "validation.parquet")
+    features = {
+        "info": {
+            "features": {
+                "sentence": {"dtype": "string", "_type": "Value"},
+                "sound": {"_type": "Audio"},
+                "reader": {"dtype": "string", "_type": "Value"},
+            }
+        }
+    }
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "hub" / "validation.parquet"
+    )
     with Hub({"datasets/some/set": Repository(tmp_path / "hub")}) as hub:
         prep = ("data_prep.py", "--corpus", "some/set", "--base", tiny_base, "--out", tmp_path / "c")
         env = hub.environment(tmp_path / "hf")
@@ -326,18 +372,27 @@ def test_any_audio_dataset_of_the_hub(tiny_base, tmp_path):
         assert result.returncode == 0, result.stderr
     data = Cache(tmp_path / "c")
     assert sorted((r["id"], r["speaker"]) for r in data.rows) == [("x0", "a"), ("x1", "b"), ("x2", "a"), ("x3", "b")]
-    assert [r["reason"].split(" (")[0] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")] == ["audio unreadable", "audio missing"]
+    assert [r["reason"].split(" (")[0] for r in read_jsonl(tmp_path / "c" / "rejects.jsonl")] == [
+        "audio unreadable",
+        "audio missing",
+    ]
 
 
 def test_the_hub_says_no(lookalike, tiny_base, tmp_path):
-    """A gated corpus, a missing one, a missing revision, a damaged file, no network: one line each, and nothing left."""
+    """A gated corpus, a missing one, a missing revision, a damaged file, no network: one line each, and nothing
+    left."""
     damaged = tmp_path / "damaged"
     shutil.copytree(lookalike, damaged)
     file = damaged / "data" / "train-00001-of-00003.parquet"
     content = file.read_bytes()
-    file.write_bytes(content[:4] + bytes(64) + content[68:])  # the first page's header; zeros among its numbers would read as numbers
+    # the first page's header; zeros among its numbers would read as numbers
+    file.write_bytes(content[:4] + bytes(64) + content[68:])
     prep = ("data_prep.py", "--base", tiny_base, "--out", tmp_path / "c")
-    repositories = {CLARTTS: Repository(lookalike), "datasets/a/gated": Repository(lookalike, gated=True), "datasets/a/damaged": Repository(damaged)}
+    repositories = {
+        CLARTTS: Repository(lookalike),
+        "datasets/a/gated": Repository(lookalike, gated=True),
+        "datasets/a/damaged": Repository(damaged),
+    }
     with Hub(repositories) as hub:
         env = hub.environment(tmp_path / "hf")
         fails(run(*prep, "--corpus", "a/gated", **env), "gated", "hf auth login")
@@ -345,7 +400,18 @@ def test_the_hub_says_no(lookalike, tiny_base, tmp_path):
         fails(run(*prep, "--revision", "v9", **env), "no revision v9")
         assert not (tmp_path / "c").exists()
         fails(run(*prep, "--corpus", "a/damaged", **env), "damaged")
-    fails(run("data_prep.py", "--base", tiny_base, "--out", tmp_path / "d", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf")), "does not answer")
+    fails(
+        run(
+            "data_prep.py",
+            "--base",
+            tiny_base,
+            "--out",
+            tmp_path / "d",
+            HF_ENDPOINT="http://127.0.0.1:9",
+            HF_HOME=str(tmp_path / "hf"),
+        ),
+        "does not answer",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +424,13 @@ def release(tmp_path_factory) -> Path:
 
 def release_hub(release: Path, lookalike: Path, gated: bool = False) -> Hub:
     open_weights = release  # the tokenizer is fetched from the repository without voice cloning
-    return Hub({"models/kyutai/pocket-tts": Repository(release, gated), "models/kyutai/pocket-tts-without-voice-cloning": Repository(open_weights), CLARTTS: Repository(lookalike)})
+    return Hub(
+        {
+            "models/kyutai/pocket-tts": Repository(release, gated),
+            "models/kyutai/pocket-tts-without-voice-cloning": Repository(open_weights),
+            CLARTTS: Repository(lookalike),
+        }
+    )
 
 
 def test_default_flags_at_the_real_architecture(release, lookalike, tmp_path):
@@ -367,7 +439,9 @@ def test_default_flags_at_the_real_architecture(release, lookalike, tmp_path):
         result = run("data_prep.py", "--limit", 40, cwd=tmp_path, **hub.environment(tmp_path / "hf"))
     assert result.returncode == 0, result.stderr
     data = Cache(tmp_path / "data" / "clartts")
-    assert len(data.rows) == 44 and len(data.split("train")) > 20 and data.split("valid") and len(data.split("test")) == 6
+    assert (
+        len(data.rows) == 44 and len(data.split("train")) > 20 and data.split("valid") and len(data.split("test")) == 6
+    )
     assert data.latents.shape == (sum(r["num_frames"] for r in data.rows), 32) and np.asarray(data.latents).std() > 0
     stats = json.loads((tmp_path / "data" / "clartts" / "stats.json").read_text())
     assert stats["tokenizer_audit"]["*"]["known"] and stats["tokens_per_word"] > 2
@@ -377,14 +451,23 @@ def test_gated_and_zero_encoder_bases_print_the_fix(release, lookalike, tmp_path
     from safetensors.torch import load_file, save_file
 
     with release_hub(release, lookalike, gated=True) as hub:
-        fails(run("data_prep.py", cwd=tmp_path, **hub.environment(tmp_path / "hf")), "gated", "https://huggingface.co/kyutai/pocket-tts", "hf auth login")
+        fails(
+            run("data_prep.py", cwd=tmp_path, **hub.environment(tmp_path / "hf")),
+            "gated",
+            "https://huggingface.co/kyutai/pocket-tts",
+            "hf auth login",
+        )
     zero = tmp_path / "zero"
     shutil.copytree(release, zero)
     file = zero / "languages" / "english" / "model.safetensors"
     state = load_file(file)
     save_file({k: torch.zeros_like(v) if k.startswith("mimi.encoder.") else v for k, v in state.items()}, file)
     with release_hub(zero, lookalike) as hub:
-        fails(run("data_prep.py", cwd=tmp_path, **hub.environment(tmp_path / "hf2")), "encoder is all zeros", "hf auth login")
+        fails(
+            run("data_prep.py", cwd=tmp_path, **hub.environment(tmp_path / "hf2")),
+            "encoder is all zeros",
+            "hf auth login",
+        )
     assert not (tmp_path / "data").exists()
 
 
@@ -392,7 +475,16 @@ def test_gated_and_zero_encoder_bases_print_the_fix(release, lookalike, tmp_path
 
 
 def test_a_full_disk_is_one_line_and_the_rest_continues(cache, corpus, tiny_base, tmp_path):
-    command = [sys.executable, str(ROOT / "data_prep.py"), "--corpus", str(corpus), "--base", str(tiny_base), "--out", str(tmp_path / "c")]
+    command = [
+        sys.executable,
+        str(ROOT / "data_prep.py"),
+        "--corpus",
+        str(corpus),
+        "--base",
+        str(tiny_base),
+        "--out",
+        str(tmp_path / "c"),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
     result = subprocess.run(command, capture_output=True, text=True, env=env, preexec_fn=small)
@@ -412,8 +504,21 @@ def test_two_processes_write_the_same_cache(corpus, tiny_base, tmp_path):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     options = ["--corpus", folder, "--base", tiny_base, "--device", "cpu"]
     assert run("data_prep.py", *options, "--out", tmp_path / "one").returncode == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", ROOT / "data_prep.py"]
-    result = subprocess.run([*map(str, [*launch, *options, "--out", tmp_path / "two"])], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        ROOT / "data_prep.py",
+    ]
+    result = subprocess.run(
+        [*map(str, [*launch, *options, "--out", tmp_path / "two"])],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
@@ -428,7 +533,16 @@ def test_memory_does_not_grow_and_kills_change_nothing(tiny_base, tmp_path):
         env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | hub.environment(tmp_path / "hf")
 
         def command(rows: int, out: str) -> list[str]:
-            return [sys.executable, str(ROOT / "data_prep.py"), "--corpus", f"like/rows{rows}", "--base", str(tiny_base), "--out", str(tmp_path / out)]
+            return [
+                sys.executable,
+                str(ROOT / "data_prep.py"),
+                "--corpus",
+                f"like/rows{rows}",
+                "--base",
+                str(tiny_base),
+                "--out",
+                str(tmp_path / out),
+            ]
 
         for rows in (200, 2000):
             process = subprocess.Popen(command(rows, f"whole{rows}"), env=env, stdout=subprocess.DEVNULL)

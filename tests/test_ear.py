@@ -44,7 +44,9 @@ def test_hears_the_corpus():
         rates = error_rates(row["text"], hearing.transcribe(*load_audio(CLIPS / row["file_name"])))
         assert rates["cer"] < 0.2 and rates["cer_marks"] < 0.2, (row, rates)
     assert ear.WEIGHTS.stat().st_size < 2.1e6
-    assert hearing.transcribe(np.zeros(0, np.float32), 24000) == hearing.transcribe(np.zeros(9000, np.float32), 8000) == ""
+    assert (
+        hearing.transcribe(np.zeros(0, np.float32), 24000) == hearing.transcribe(np.zeros(9000, np.float32), 8000) == ""
+    )
 
 
 def test_its_command(tmp_path):
@@ -52,7 +54,10 @@ def test_its_command(tmp_path):
     rows = some_clips()
     write_wav(tmp_path / "silence.wav", np.zeros(24000), 24000)
     wavs = [CLIPS / row["file_name"] for row in rows] + [tmp_path / "silence.wav"]
-    pairs = [{"wav": str(wav), "text": text} for wav, text in zip(wavs, [rows[0]["text"], rows[1]["text"], "", rows[2]["text"]])]
+    pairs = [
+        {"wav": str(wav), "text": text}
+        for wav, text in zip(wavs, [rows[0]["text"], rows[1]["text"], "", rows[2]["text"]])
+    ]
     listing = tmp_path / "pairs.jsonl"
     listing.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     result = run("measure/ear.py", listing)
@@ -70,7 +75,9 @@ def test_its_command(tmp_path):
 def test_learns_from_no_sentence_of_the_corpus():
     """An ear that knew the corpus's sentences would forgive a model what it mumbles of them."""
     rng = random.Random(0)
-    known = set().union(*map(train_ear.triples, (ROOT / "demo" / "sentences.txt").read_text(encoding="utf-8").splitlines()))
+    known = set().union(
+        *map(train_ear.triples, (ROOT / "demo" / "sentences.txt").read_text(encoding="utf-8").splitlines())
+    )
     assert len(known) > 5000 and train_ear.triples(some_clips()[0]["text"]) <= known
     for _ in range(500):
         text = train_ear.line(rng)

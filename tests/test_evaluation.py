@@ -1,4 +1,5 @@
-"""generate_sample.py --evaluate: each measure against an independent computation, and the whole with recognisers of the hub."""
+"""generate_sample.py --evaluate: each measure against an independent computation, and the whole with recognisers of the
+hub."""
 
 import doctest
 import json
@@ -62,8 +63,14 @@ def test_scored_text(given, marked, bare):
 def test_swapped_vowels_are_the_same_letters_with_other_marks():
     cycle = dict(zip("auiFNK", "uiaNKF"))
     for text in TEXTS:
-        before, after = (arabic.romanise(t) for t in (arabic.normalise(text), arabic.swap_vowels(arabic.normalise(text))))
-        assert before != after and len(before) == len(after) and arabic.normalise(arabic.deromanise(after)) == arabic.deromanise(after)
+        before, after = (
+            arabic.romanise(t) for t in (arabic.normalise(text), arabic.swap_vowels(arabic.normalise(text)))
+        )
+        assert (
+            before != after
+            and len(before) == len(after)
+            and arabic.normalise(arabic.deromanise(after)) == arabic.deromanise(after)
+        )
         for i, (x, y) in enumerate(zip(before, after)):
             long = before[i : i + 2] in ("aA", "aY", "a|", "uw", "iy")
             assert y == (x if long else cycle.get(x, x)), (before, after)
@@ -116,7 +123,12 @@ def contour(seconds: float = 2.0) -> np.ndarray:
 
 def test_a_clip_against_itself():
     sound = Sound.of(voice(contour()), RATE)
-    assert distances(sound, sound) == {"mcd_db": 0.0, "f0_correlation": pytest.approx(1), "voicing_error": 0.0, "duration_ratio": 1.0}
+    assert distances(sound, sound) == {
+        "mcd_db": 0.0,
+        "f0_correlation": pytest.approx(1),
+        "voicing_error": 0.0,
+        "duration_ratio": 1.0,
+    }
     assert np.isfinite(sound.pitch).mean() > 0.9
     silence = Sound.of(np.zeros(RATE, np.float32), RATE)
     assert distances(silence, silence)["f0_correlation"] is None
@@ -130,13 +142,16 @@ def test_pitch_is_compared_and_loudness_is_not():
     assert higher["f0_correlation"] > 0.85 and higher["mcd_db"] > 0.1
     # With the same timbre, and so frame by frame: pitch upside down.
     down = Sound(sound.sec, sound.cepstra, 120**2 / sound.pitch)
-    assert distances(sound, down)["f0_correlation"] == pytest.approx(-1) and distances(sound, down)["voicing_error"] == 0
+    assert (
+        distances(sound, down)["f0_correlation"] == pytest.approx(-1) and distances(sound, down)["voicing_error"] == 0
+    )
     noise = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
     assert distances(sound, Sound.of(0.1 * noise, RATE))["voicing_error"] > 0.7
 
 
 def test_cepstral_distortion_is_the_difference_in_db():
-    """Spectra that differ by d cos(k w) in natural log amplitude are 20 / ln 10 * d / sqrt 2 dB apart, root mean square over w."""
+    """Spectra that differ by d cos(k w) in natural log amplitude are 20 / ln 10 * d / sqrt 2 dB apart, root mean square
+    over w."""
     bands = (np.arange(80) + 0.5) / 80 * np.pi
     for k in (1, 7, 13):
         base = np.tile(1e4 * np.exp(2 * 0.3 * np.cos(2 * bands))[:, None], 30)
@@ -183,8 +198,20 @@ def test_intervals_hold_the_mean_of_what_was_sampled():
 
 
 def test_seeds_of_a_sentence_count_as_one():
-    record = {"mcd_db": 1.0, "f0_correlation": None, "voicing_error": 0.0, "duration_ratio": 1.0, "ended": True, "retried": 0, "took_sec": 1.0, "sec": 4.0}
-    records = [[record | {"mcd_db": 1.0}, record | {"mcd_db": 3.0}], [record | {"mcd_db": 4.0, "duration_ratio": 2.0, "ended": False}, record | {"mcd_db": 4.0}]]
+    record = {
+        "mcd_db": 1.0,
+        "f0_correlation": None,
+        "voicing_error": 0.0,
+        "duration_ratio": 1.0,
+        "ended": True,
+        "retried": 0,
+        "took_sec": 1.0,
+        "sec": 4.0,
+    }
+    records = [
+        [record | {"mcd_db": 1.0}, record | {"mcd_db": 3.0}],
+        [record | {"mcd_db": 4.0, "duration_ratio": 2.0, "ended": False}, record | {"mcd_db": 4.0}],
+    ]
     found = summarise(records, [])
     assert found["mcd_db"]["mean"] == 3.0 and found["mcd_db"]["sentences"] == 2
     assert (found["spoken"], found["ends_reached"], found["runaways"], found["real_time_factor"]) == (4, 3, 1, 0.25)
@@ -197,20 +224,54 @@ def test_seeds_of_a_sentence_count_as_one():
 def tiny_whisper(folder) -> None:
     """A Whisper with random weights and the files of a real one."""
     folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(bytes_to_unicode().values())}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({c: i for i, c in enumerate(bytes_to_unicode().values())}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    end, *more = ["<|endoftext|>", "<|startoftranscript|>", "<|ar|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
-    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token=end, bos_token=end, eos_token=end, additional_special_tokens=more)
+    end, *more = [
+        "<|endoftext|>",
+        "<|startoftranscript|>",
+        "<|ar|>",
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|notimestamps|>",
+    ]
+    tokenizer = WhisperTokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        unk_token=end,
+        bos_token=end,
+        eos_token=end,
+        additional_special_tokens=more,
+    )
     at = {name: tokenizer.convert_tokens_to_ids(name) for name in (end, *more)}
-    ids = {"decoder_start_token_id": at["<|startoftranscript|>"], "eos_token_id": at[end], "pad_token_id": at[end], "bos_token_id": at[end]}
-    size = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_mel_bins": 16, "max_target_positions": 300}
+    ids = {
+        "decoder_start_token_id": at["<|startoftranscript|>"],
+        "eos_token_id": at[end],
+        "pad_token_id": at[end],
+        "bos_token_id": at[end],
+    }
+    size = {
+        "d_model": 16,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "num_mel_bins": 16,
+        "max_target_positions": 300,
+    }
     for part in ("encoder", "decoder"):
         size |= {f"{part}_layers": 1, f"{part}_attention_heads": 2}
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=len(tokenizer), begin_suppress_tokens=None, suppress_tokens=None, **size, **ids))
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(vocab_size=len(tokenizer), begin_suppress_tokens=None, suppress_tokens=None, **size, **ids)
+    )
     tasks = {"transcribe": at["<|transcribe|>"], "translate": at["<|translate|>"]}
     model.generation_config = GenerationConfig(
-        is_multilingual=True, lang_to_id={"<|ar|>": at["<|ar|>"]}, task_to_id=tasks, no_timestamps_token_id=at["<|notimestamps|>"], max_length=280, **ids
+        is_multilingual=True,
+        lang_to_id={"<|ar|>": at["<|ar|>"]},
+        task_to_id=tasks,
+        no_timestamps_token_id=at["<|notimestamps|>"],
+        max_length=280,
+        **ids,
     )
     model.save_pretrained(folder)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer).save_pretrained(folder)
@@ -218,9 +279,18 @@ def tiny_whisper(folder) -> None:
 
 def tiny_speaker_model(folder) -> None:
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
     convolutions = {"conv_dim": (8, 8), "conv_stride": (10, 8), "conv_kernel": (20, 16)}
-    WavLMForXVector(WavLMConfig(**size, **convolutions, tdnn_dim=(16, 16, 16, 16, 32), xvector_output_dim=16)).save_pretrained(folder)
+    WavLMForXVector(
+        WavLMConfig(**size, **convolutions, tdnn_dim=(16, 16, 16, 16, 32), xvector_output_dim=16)
+    ).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
@@ -234,7 +304,18 @@ print("{}")
 
 def test_evaluation_of_a_folder_corpus(finished_run, cache, tmp_path):
     (tmp_path / "parrot.py").write_text(PARROT)
-    line = ["generate_sample.py", "--evaluate", "--data", cache, "--model", finished_run, "--seeds", 2, "--out", tmp_path / "e"]
+    line = [
+        "generate_sample.py",
+        "--evaluate",
+        "--data",
+        cache,
+        "--model",
+        finished_run,
+        "--seeds",
+        2,
+        "--out",
+        tmp_path / "e",
+    ]
     line += ["--asr", f"parrot=program:{sys.executable} {tmp_path / 'parrot.py'}"]
     result = run(*line)
     assert result.returncode == 0, result.stderr
@@ -242,30 +323,51 @@ def test_evaluation_of_a_folder_corpus(finished_run, cache, tmp_path):
     assert (tmp_path / "e" / "evaluation.md").read_text(encoding="utf-8") in result.stdout
     assert list(found["summary"]) == ["recording", "codec round trip", "generated, 2 seeds"]
     recording, _, generated = found["summary"].values()
-    assert recording["mcd_db"]["mean"] == 0 and recording["voicing_error"]["mean"] == 0 and recording["duration_ratio"]["mean"] == 1
     assert (
-        generated["spoken"] == 2 and generated["real_time_factor"] > 0 and generated["mcd_db"]["mean"] > 0 and generated["marks_asked"] == 1 and generated["marks_heard"] in (0, 1)
+        recording["mcd_db"]["mean"] == 0
+        and recording["voicing_error"]["mean"] == 0
+        and recording["duration_ratio"]["mean"] == 1
+    )
+    assert (
+        generated["spoken"] == 2
+        and generated["real_time_factor"] > 0
+        and generated["mcd_db"]["mean"] > 0
+        and generated["marks_asked"] == 1
+        and generated["marks_heard"] in (0, 1)
     )
     # The parrot says nearly the same everywhere: its errors can be counted by hand.
     heard, said = (arabic.scored(t, True) for t in (arabic.deromanise("la tu&aj~ilo Eamala Aloyawomi"), TEXTS[7]))
     assert levenshtein(said, heard) < 4 and 0 < recording["cer_marks parrot"]["mean"] < 0.3
-    assert [row["kind"] for row in found["sentences"]] == ["recording", "codec", "seed_0", "seed_3", "swapped_0"]  # retries would take 1 and 2
+    assert [row["kind"] for row in found["sentences"]] == [
+        "recording",
+        "codec",
+        "seed_0",
+        "seed_3",
+        "swapped_0",
+    ]  # retries would take 1 and 2
     assert found["normaliser"].startswith("Always: NFKC") and found["normaliser"] in result.stdout
 
     # Again: nothing is spoken twice, and the figures stay; nor after a crash in a line of a log, or without a wav.
     before = digest(tmp_path / "e")
     assert run(*line).returncode == 0
-    assert {k: v for k, v in digest(tmp_path / "e").items() if k != "evaluation.json"} == {k: v for k, v in before.items() if k != "evaluation.json"}
+    assert {k: v for k, v in digest(tmp_path / "e").items() if k != "evaluation.json"} == {
+        k: v for k, v in before.items() if k != "evaluation.json"
+    }
     with open(tmp_path / "e" / "spoken.jsonl", "a") as log:
         log.write('{"kind": "seed_')
     (tmp_path / "e" / "seed_0" / "7.wav").unlink()
     (tmp_path / "e" / "codec" / "7.wav").unlink()
     for _ in range(2):
         assert run(*line).returncode == 0
-    assert digest(tmp_path / "e")["seed_0/7.wav"] == before["seed_0/7.wav"] and digest(tmp_path / "e")["codec/7.wav"] == before["codec/7.wav"]
+    assert (
+        digest(tmp_path / "e")["seed_0/7.wav"] == before["seed_0/7.wav"]
+        and digest(tmp_path / "e")["codec/7.wav"] == before["codec/7.wav"]
+    )
     again = json.loads((tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8"))
     for kind, measures in found["summary"].items():
-        assert {k: v for k, v in again["summary"][kind].items() if k != "real_time_factor"} == {k: v for k, v in measures.items() if k != "real_time_factor"}
+        assert {k: v for k, v in again["summary"][kind].items() if k != "real_time_factor"} == {
+            k: v for k, v in measures.items() if k != "real_time_factor"
+        }
     fails(run(*line, "--temperature", 0.1), "another evaluation", "temperature: null -> 0.1", "rm -r")
     fails(run(*line, "--pausal"), "--pausal does not go with --evaluate")
     fails(run(*line, *line[-2:]), "two of the same name")
@@ -277,29 +379,59 @@ def test_evaluation_with_models_of_the_hub(finished_run, tiny_base, tmp_path):
     clartts_lookalike(tmp_path / "clartts", rows=6, test_rows=2, shards=2)
     tiny_whisper(tmp_path / "hub" / "whisper")
     tiny_speaker_model(tmp_path / "hub" / "speaker")
-    repositories = {f"datasets/{CLARTTS}": Repository(tmp_path / "clartts")} | {f"models/some/{n}": Repository(tmp_path / "hub" / n) for n in ("whisper", "speaker")}
+    repositories = {f"datasets/{CLARTTS}": Repository(tmp_path / "clartts")} | {
+        f"models/some/{n}": Repository(tmp_path / "hub" / n) for n in ("whisper", "speaker")
+    }
     with Hub(repositories) as hub:
         env = hub.environment(tmp_path / "hf")
         result = run("data_prep.py", "--base", tiny_base, "--out", tmp_path / "data", **env)
         assert result.returncode == 0, result.stderr
         hub.served.clear()
-        line = ["generate_sample.py", "--evaluate", "--data", tmp_path / "data", "--model", finished_run, "--seeds", 1, "--out", tmp_path / "e"]
+        line = [
+            "generate_sample.py",
+            "--evaluate",
+            "--data",
+            tmp_path / "data",
+            "--model",
+            finished_run,
+            "--seeds",
+            1,
+            "--out",
+            tmp_path / "e",
+        ]
         result = run(*line, "--asr", "some/whisper", "--speaker-model", "some/speaker", **env)
         assert result.returncode == 0, result.stderr
-        assert any("test" in path for path in hub.served) and "data/train-00001-of-00002.parquet" not in hub.served  # of the first its footer
+        # of the first its footer
+        assert any("test" in path for path in hub.served) and "data/train-00001-of-00002.parquet" not in hub.served
         fails(run(*line, "--asr", "some/none", **env), "--asr some/none", "transformers cannot load")
         fails(run(*line, "--speaker-model", "some/whisper", **env), "--speaker-model some/whisper")
     summary = json.loads((tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     for kind in summary.values():
         assert kind["wer some/whisper"]["mean"] >= 0 and -1 <= kind["similarity"]["mean"] <= 1.0001
-    cached = [json.loads(row) for row in (tmp_path / "data" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    cached = [
+        json.loads(row) for row in (tmp_path / "data" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for row in (r for r in cached if r["split"] == "test"):
-        assert len(evaluation.read_audio(tmp_path / "e" / "recording" / f"{row['id']}.wav", RATE)) == pytest.approx(row["duration_sec"] * RATE, abs=24)
+        assert len(evaluation.read_audio(tmp_path / "e" / "recording" / f"{row['id']}.wav", RATE)) == pytest.approx(
+            row["duration_sec"] * RATE, abs=24
+        )
 
 
 def test_a_program_that_fails_or_says_nothing_is_one_line(finished_run, cache, tmp_path):
     (tmp_path / "silent.py").write_text("print('{}')")
-    line = ["generate_sample.py", "--evaluate", "--data", cache, "--model", finished_run, "--seeds", 1, "--out", tmp_path / "e", "--asr"]
+    line = [
+        "generate_sample.py",
+        "--evaluate",
+        "--data",
+        cache,
+        "--model",
+        finished_run,
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "e",
+        "--asr",
+    ]
     (tmp_path / "null.py").write_text("print('{\"hyp\": null}\\n' * 9)")
     for name in ("silent", "null"):
         fails(run(*line, f"program:{sys.executable} {tmp_path / f'{name}.py'}"), 'no line {"hyp": "..."}')

@@ -31,7 +31,9 @@ from pocket_arabic.speech import EosWatch, Spoken, join, pause_after, speak, spl
 
 def test_generate_is_reproducible_audio(finished_run, tmp_path):
     for name in ("a", "b"):
-        result = run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / f"{name}.wav")
+        result = run(
+            "generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / f"{name}.wav"
+        )
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     samples, rate = sf.read(tmp_path / "a.wav")
@@ -41,7 +43,10 @@ def test_generate_is_reproducible_audio(finished_run, tmp_path):
 
 
 def test_romanised_text_is_the_same_text(finished_run, tmp_path):
-    dry = [run("generate_sample.py", "--text", t, "--model", finished_run, "--dry-run", *flag).stdout for t, flag in ((TEXTS[1], []), ("halo >anota bixayorK?", ["--romanized"]))]
+    dry = [
+        run("generate_sample.py", "--text", t, "--model", finished_run, "--dry-run", *flag).stdout
+        for t, flag in ((TEXTS[1], []), ("halo >anota bixayorK?", ["--romanized"]))
+    ]
     assert dry[0] == dry[1] and "halo >anota bixayorK?" in dry[0]
 
 
@@ -115,7 +120,11 @@ def test_generate_refuses(mistake, finished_run, tmp_path, monkeypatch, capsys):
 
 
 def test_generate_refuses_from_a_shell(finished_run, tmp_path):
-    fails(run("generate_sample.py", "--text", "نَعَمْ okay", "--model", finished_run, "--out", tmp_path / "x.wav"), "LATIN SMALL LETTER O", "position 8")
+    fails(
+        run("generate_sample.py", "--text", "نَعَمْ okay", "--model", finished_run, "--out", tmp_path / "x.wav"),
+        "LATIN SMALL LETTER O",
+        "position 8",
+    )
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -144,13 +153,25 @@ def test_a_bundle_that_lacks_a_file_or_has_another_is_refused(name, bundle, tmp_
     [
         ("weights_path: model.safetensors", "weights_path: ../model.safetensors", "leads out of the bundle"),
         ("weights_path: model.safetensors", "weights_path: /tmp/model.safetensors", "leads out of the bundle"),
-        ("weights_path: model.safetensors", "weights_path: https://example.org/model.safetensors", "leads out of the bundle"),
+        (
+            "weights_path: model.safetensors",
+            "weights_path: https://example.org/model.safetensors",
+            "leads out of the bundle",
+        ),
         ("weights_path: model.safetensors", "weights_path: model.pt", "no safetensors file"),
         ("weights_path: model.safetensors", "weights_path: hf://owner/name/model.bin@main", "no safetensors file"),
-        ("weights_path: model.safetensors", "weights_path: hf://owner/name/other.safetensors", "leads out of the bundle"),
+        (
+            "weights_path: model.safetensors",
+            "weights_path: hf://owner/name/other.safetensors",
+            "leads out of the bundle",
+        ),
         ("weights_path: model.safetensors", "loop: &a {weights_path: *a}", "not a Pocket TTS config"),
         ("tokenizer_path: tokenizer.json", "tokenizer_path: ../../secret", "leads out of the bundle"),
-        ("weights_path: model.safetensors", "weights_path: !!python/object/apply:os.system [touch pwned]", "not a Pocket TTS config"),
+        (
+            "weights_path: model.safetensors",
+            "weights_path: !!python/object/apply:os.system [touch pwned]",
+            "not a Pocket TTS config",
+        ),
     ],
 )
 def test_a_bundle_cannot_reach_out_or_run_code(old, new, words, bundle, tmp_path, monkeypatch, capsys):
@@ -165,8 +186,8 @@ def test_a_bundle_cannot_reach_out_or_run_code(old, new, words, bundle, tmp_path
 
 
 def test_push_and_pull_round_trip(finished_run, tmp_path):
-    """Through a loopback hub: what arrives is what was sent, byte for byte; it speaks as the local one, and pushed again it is
-    the same; the stock command line reads it from its hf:// address."""
+    """Through a loopback hub: what arrives is what was sent, byte for byte; it speaks as the local one, and pushed
+    again it is the same; the stock command line reads it from its hf:// address."""
     (tmp_path / "uploads").mkdir()
     finished_run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     (finished_run / "bundle" / "notes.txt").write_text("the user's own")
@@ -178,7 +199,11 @@ def test_push_and_pull_round_trip(finished_run, tmp_path):
         first = digest(pushed)
         assert "notes.txt" not in first
         local = digest(finished_run / "bundle")
-        assert {k for k in local if k in first and first[k] != local[k]} == {"arabic.yaml", "README.md", "bundle.json"}  # they tell the address
+        assert {k for k in local if k in first and first[k] != local[k]} == {
+            "arabic.yaml",
+            "README.md",
+            "bundle.json",
+        }  # they tell the address
         for name, model in (("there", "owner/arabic"), ("here", finished_run)):
             result = run("generate_sample.py", *TEXT, "--model", model, "--out", tmp_path / f"{name}.wav", **env)
             assert result.returncode == 0, result.stderr
@@ -187,22 +212,44 @@ def test_push_and_pull_round_trip(finished_run, tmp_path):
         assert {k: v for k, v in digest(pulled).items() if k in first} == first
         assert run("generate_sample.py", "--model", "owner/arabic", "--push", "owner/arabic", **env).returncode == 0
         assert digest(pushed) == first
-        stock = [Path(sys.executable).with_name("pocket-tts"), "generate", "--config", "hf://owner/arabic/arabic.yaml", "--voice", "hf://owner/arabic/voice.wav"]
-        result = subprocess.run([*stock, *TEXT, "--output-path", tmp_path / "stock.wav"], env=os.environ | env, capture_output=True, text=True)
+        stock = [
+            Path(sys.executable).with_name("pocket-tts"),
+            "generate",
+            "--config",
+            "hf://owner/arabic/arabic.yaml",
+            "--voice",
+            "hf://owner/arabic/voice.wav",
+        ]
+        result = subprocess.run(
+            [*stock, *TEXT, "--output-path", tmp_path / "stock.wav"],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+        )
         assert "Results written" in result.stderr and sf.info(tmp_path / "stock.wav").frames > 0, result.stderr
         hub.uploads = None
-        fails(run("generate_sample.py", "--model", finished_run, "--push", "owner/other", **env), "owner/other", "hf auth login")
+        fails(
+            run("generate_sample.py", "--model", finished_run, "--push", "owner/other", **env),
+            "owner/other",
+            "hf auth login",
+        )
 
 
 def test_token_ids_of_stock_tools_are_those_of_training():
-    """Arabic script through the wheel's preparation and a bundle's table, against data_prep's text: 1,000 sentences of the corpus."""
+    """Arabic script through the wheel's preparation and a bundle's table, against data_prep's text: 1,000 sentences of
+    the corpus."""
     config = arabic_config(load_config("demo"))
     tokenizer = load_tokenizer(config)
     with open(ROOT / "demo" / "corpus" / "metadata.csv", encoding="utf-8") as f:
         sentences = [row["text"] for row in csv.DictReader(f)][:1000]
     for sentence in sentences:
         prepared, _ = prepare_text_prompt(
-            sentence, config.pad_with_spaces_for_short_inputs, config.remove_semicolons, True, config.capitalize_first_letter, config.replace_characters
+            sentence,
+            config.pad_with_spaces_for_short_inputs,
+            config.remove_semicolons,
+            True,
+            config.capitalize_first_letter,
+            config.replace_characters,
         )
         assert tokenizer.encode(prepared) == tokenizer.encode(arabic.model_text(sentence)[1])
 
@@ -211,7 +258,18 @@ def test_bundle_speaks_in_the_stock_command_line(finished_run, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(finished_run / "bundle", bundle)
     stock = Path(sys.executable).with_name("pocket-tts")
-    command = [stock, "generate", "--config", "arabic.yaml", "--voice", "voice.wav", "--text", TEXTS[0], "--output-path", "stock.wav"]
+    command = [
+        stock,
+        "generate",
+        "--config",
+        "arabic.yaml",
+        "--voice",
+        "voice.wav",
+        "--text",
+        TEXTS[0],
+        "--output-path",
+        "stock.wav",
+    ]
     result = subprocess.run(command, cwd=bundle, capture_output=True, text=True)
     # Not its exit status: the wheel's threads may abort the interpreter on its way out, after the wav is written.
     assert "Results written" in result.stderr, result.stderr
@@ -220,9 +278,11 @@ def test_bundle_speaks_in_the_stock_command_line(finished_run, tmp_path):
 
 
 def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(finished_run, tmp_path, monkeypatch):
-    """The wheel's own loader on the bundle: both spellings, same seed, same audio, and the audio of generate_sample.py."""
+    """The wheel's own loader on the bundle: both spellings, same seed, same audio, and the audio of
+    generate_sample.py."""
     monkeypatch.chdir(finished_run / "bundle")
-    model = TTSModel.load_model(config="arabic.yaml", eos_threshold=99.0)  # of a random model whose logits are at the bundle's own threshold
+    # of a random model whose logits are at the bundle's own threshold
+    model = TTSModel.load_model(config="arabic.yaml", eos_threshold=99.0)
     model.max_decoder_frames_per_call = 1
     audio = []
     state = model.get_state_for_audio_prompt(Path("voice.wav"))  # draws random numbers too
@@ -230,7 +290,19 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
         torch.manual_seed(0)
         audio.append(model.generate_audio(state, text, max_tokens=200))
     assert torch.equal(audio[0], audio[1])
-    result = run("generate_sample.py", "--text", TEXTS[1], "--model", finished_run, "--out", tmp_path / "a.wav", "--retries", 0, "--eos-threshold", 99)
+    result = run(
+        "generate_sample.py",
+        "--text",
+        TEXTS[1],
+        "--model",
+        finished_run,
+        "--out",
+        tmp_path / "a.wav",
+        "--retries",
+        0,
+        "--eos-threshold",
+        99,
+    )
     assert result.returncode == 0, result.stderr
     samples, _ = sf.read(tmp_path / "a.wav", dtype="float32")
     assert 24000 < len(samples) < len(audio[0])  # ours cuts a text short that does not end
@@ -238,7 +310,8 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
 
 
 def test_the_embedded_bundle_speaks_right_after_installation(tmp_path):
-    """Without a run of one's own: whole by its digests, at its end in time, as long as such a sentence takes; all of demo/ small."""
+    """Without a run of one's own: whole by its digests, at its end in time, as long as such a sentence takes; all of
+    demo/ small."""
     result = run("generate_sample.py", "--text", TEXTS[3], "--out", tmp_path / "x.wav", cwd=tmp_path)
     assert result.returncode == 0 and "end reached" in result.stdout and "demo/bundle" in result.stdout, result.stderr
     samples, rate = sf.read(tmp_path / "x.wav")
@@ -258,7 +331,9 @@ def test_chunks_end_where_sentences_and_clauses_do():
         assert all(len(tokenizer.encode(c)) <= limit for c in chunks)
     assert all(c[-1] in ".!?" for c in split_text(text, tokenizer, 60))  # every sentence fits: no clause is cut
     assert {c[-1] for c in split_text("qaAla: naEamo, sa>a*ohabu gadFA.", tokenizer, 20)} == {",", "."}
-    assert split_text("naEamo. naEamo. naEamo.", tokenizer, 100) == ["naEamo. naEamo. naEamo."]  # a lone word is read badly
+    assert split_text("naEamo. naEamo. naEamo.", tokenizer, 100) == [
+        "naEamo. naEamo. naEamo."
+    ]  # a lone word is read badly
     assert split_text("kataba " * 20 + "kataba.", tokenizer, 24)[0] == "kataba kataba kataba"
     assert pause_after("naEamo.") > pause_after("naEamo,")
 
@@ -266,7 +341,9 @@ def test_chunks_end_where_sentences_and_clauses_do():
 def test_joins_have_their_pause_and_no_click():
     """Speech that breaks off at full level, with background noise: at the join the level goes to nothing smoothly."""
     rate, rng = 24000, np.random.default_rng(0)
-    parts = [(0.3 * np.sin(np.arange(rate) * 0.05) + 0.002 * rng.standard_normal(rate)).astype(np.float32) for _ in range(3)]
+    parts = [
+        (0.3 * np.sin(np.arange(rate) * 0.05) + 0.002 * rng.standard_normal(rate)).astype(np.float32) for _ in range(3)
+    ]
     joined = join(parts, [0.5, 0.2, 0.5], rate)
     assert len(joined) == pytest.approx(3 * rate + 0.7 * rate, abs=0.05 * rate)
     assert np.abs(np.diff(joined)).max() <= max(np.abs(np.diff(p)).max() for p in parts)
@@ -296,30 +373,46 @@ def test_a_chunk_that_misses_its_end_is_spoken_again(monkeypatch):
             yield np.full(2400, 0.5 * (seed > 0), np.float32)
 
     monkeypatch.setattr(speech, "stream", babble)
-    spoken = speak(Model, {}, "naEamo.", 0, watch, 1, slowest=0.1)  # 7 tokens: cut off after 2.05 s; the first attempt is silent
+    # 7 tokens: cut off after 2.05 s; the first attempt is silent
+    spoken = speak(Model, {}, "naEamo.", 0, watch, 1, slowest=0.1)
     assert not spoken.ended and spoken.seed == 1 and 2.05 < len(spoken.audio) / 24000 < 2.2
 
 
 def test_file_folder_stdin_and_stream(finished_run, tmp_path):
-    """A wav a line, the same alone as among others; the same lines in one wav; standard input, streamed: the same samples as not
-    streamed."""
+    """A wav a line, the same alone as among others; the same lines in one wav; standard input, streamed: the same
+    samples as not streamed."""
     (tmp_path / "lines.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
     model = ["--model", finished_run, "--retries", 0]
-    result = run("generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "out", "--plot")
+    result = run(
+        "generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "out", "--plot"
+    )
     assert result.returncode == 0 and "first audio after" in result.stdout, result.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"0001.wav", "0002.wav", "0001.png", "0002.png"}
     result = run("generate_sample.py", "--text", TEXTS[1], *model, "--out", tmp_path / "one.wav")
     (alone, _), (among, _) = (sf.read(tmp_path / name, dtype="int16") for name in ("one.wav", "out/0002.wav"))
     assert len(alone) == len(among) and np.abs(alone.astype(int) - among).max() <= 2
-    command = [sys.executable, str(ROOT / "generate_sample.py"), "-", "--stream", "--model", str(finished_run), "--out", str(tmp_path / "s.wav")]
-    result = subprocess.run(command, input=TEXTS[1], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        str(ROOT / "generate_sample.py"),
+        "-",
+        "--stream",
+        "--model",
+        str(finished_run),
+        "--out",
+        str(tmp_path / "s.wav"),
+    ]
+    result = subprocess.run(
+        command, input=TEXTS[1], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 0, result.stderr
     (streamed, rate), (whole, _) = (sf.read(tmp_path / name, dtype="int16") for name in ("s.wav", "one.wav"))
     assert rate == 24000 and len(streamed) == len(whole) and np.abs(streamed.astype(int) - whole).max() <= 1
     result = run("generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "both.wav")
     both = sf.info(tmp_path / "both.wav").frames
-    assert result.returncode == 0 and both > sum(sf.info(tmp_path / "out" / f"000{n}.wav").frames for n in (1, 2)) - 24000
+    assert (
+        result.returncode == 0 and both > sum(sf.info(tmp_path / "out" / f"000{n}.wav").frames for n in (1, 2)) - 24000
+    )
 
 
 def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tmp_path):
@@ -329,10 +422,21 @@ def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tm
     for name, (order, size) in orders.items():
         (tmp_path / name).mkdir()
         (tmp_path / "lines.txt").write_text("\n".join(lines[i] for i in order), encoding="utf-8")
-        command = ["generate_sample.py", "--text-file", tmp_path / "lines.txt", "--model", ROOT / "demo" / "bundle", "--out", tmp_path / name]
+        command = [
+            "generate_sample.py",
+            "--text-file",
+            tmp_path / "lines.txt",
+            "--model",
+            ROOT / "demo" / "bundle",
+            "--out",
+            tmp_path / name,
+        ]
         result = run(*command, "--batch-size", size)
         assert result.returncode == 0 and "end reached" in result.stdout, result.stderr
-    a, b, c = ({i: (tmp_path / name / f"{place:04d}.wav").read_bytes() for place, i in enumerate(order, 1)} for name, (order, _) in orders.items())
+    a, b, c = (
+        {i: (tmp_path / name / f"{place:04d}.wav").read_bytes() for place, i in enumerate(order, 1)}
+        for name, (order, _) in orders.items()
+    )
     assert a == b == c
     assert sf.info(tmp_path / "a" / "0005.wav").frames > 16 * 24000
 
@@ -340,8 +444,18 @@ def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tm
 def test_ctrl_c_leaves_finished_wavs_whole_and_nothing_else(tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS * 20), encoding="utf-8")
     (tmp_path / "out").mkdir()
-    command = [ROOT / "generate_sample.py", "--text-file", tmp_path / "lines.txt", "--model", ROOT / "demo" / "bundle", "--out", tmp_path / "out"]
-    process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+        ROOT / "generate_sample.py",
+        "--text-file",
+        tmp_path / "lines.txt",
+        "--model",
+        ROOT / "demo" / "bundle",
+        "--out",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     while not list((tmp_path / "out").glob("0005.wav")):
         assert process.poll() is None
         time.sleep(0.05)

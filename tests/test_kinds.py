@@ -1,7 +1,7 @@
 """What people type, kind by kind: each table has what is given and what is read, or a part of the one error.
 
-tests/cases_text.json holds more, as `generate_sample.py --dry-run` reads them: "must" and "mustnot" are parts of its output,
-"refuse" says whether one error instead is right ("may"), wanted ("must") or wrong ("no").
+tests/cases_text.json holds more, as `generate_sample.py --dry-run` reads them: "must" and "mustnot" are parts of its
+output, "refuse" says whether one error instead is right ("may"), wanted ("must") or wrong ("no").
 """
 
 import argparse
@@ -93,7 +93,7 @@ NUMBERS = [
     ("حَرَارَتُهُ 5-", "! a number with a dash or a minus after it"),
     # leading zeros, telephones
     ("الْعَمِيلُ 007", "الْعَمِيلُ صِفْرٌ صِفْرٌ سَبْعَةٌ"),
-    ("رَقْمُهُ 050 123 4567", "رَقْمُهُ صِفْرٌ خَمْسَةٌ صِفْرٌ وَاحِدٌ اثْنَانِ ثَلَاثَةٌ أَرْبَعَةٌ خَمْسَةٌ سِتَّةٌ سَبْعَةٌ"),
+    ("رَقْمُهُ 050 123 4567", ("رَقْمُهُ صِفْرٌ خَمْسَةٌ صِفْرٌ وَاحِدٌ اثْنَانِ ثَلَاثَةٌ أَرْبَعَةٌ خَمْسَةٌ سِتَّةٌ سَبْعَةٌ")),
     ("رَقْمُهُ +96650-1", "رَقْمُهُ زَائِدٌ تِسْعَةٌ سِتَّةٌ سِتَّةٌ خَمْسَةٌ صِفْرٌ وَاحِدٌ"),
     ("الْعُنْوَانُ 192.168.1.1", "! no number"),
     # letters that touch
@@ -135,14 +135,14 @@ TIMES = [
     ("سُورَةُ 2:55", "! a time, a ratio or a verse"),
     ("الْبَقَرَةُ 2:255", "! no number"),
     ("5/12/2024", "الْخَامِسُ مِنْ دِيسَمْبِرَ عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ"),
-    ("فِي 1 / 9 / ١٤٤٦ هـ", "فِي الْأَوَّلِ مِنْ رَمَضَانَ عَامَ أَلْفٍ وَأَرْبَعِمِئَةٍ وَسِتَّةٍ وَأَرْبَعِينَ لِلْهِجْرَةِ"),
+    ("فِي 1 / 9 / ١٤٤٦ هـ", ("فِي الْأَوَّلِ مِنْ رَمَضَانَ عَامَ أَلْفٍ وَأَرْبَعِمِئَةٍ وَسِتَّةٍ وَأَرْبَعِينَ لِلْهِجْرَةِ")),
     ("1/9/1446", "! a date of either calendar"),
     ("12/5/24", "! no number"),
-    ("15 رَمَضَانَ 1445هـ", "الْخَامِسَ عَشَرَ مِنْ رَمَضَانَ أَلْفٍ وَأَرْبَعِمِئَةٍ وَخَمْسَةٍ وَأَرْبَعِينَ لِلْهِجْرَةِ"),
+    ("15 رَمَضَانَ 1445هـ", ("الْخَامِسَ عَشَرَ مِنْ رَمَضَانَ أَلْفٍ وَأَرْبَعِمِئَةٍ وَخَمْسَةٍ وَأَرْبَعِينَ لِلْهِجْرَةِ")),
     ("فِي 5 مَايُو 2024", "فِي الْخَامِسِ مِنْ مَايُو عَامَ أَلْفَيْنِ وَأَرْبَعَةٍ وَعِشْرِينَ"),
     ("سَنَةَ 2024", "سَنَةَ أَلْفَيْنِ وَأَرْبَعٍ وَعِشْرِينَ"),
     ("(980-1037م)", "تِسْعِمِئَةٍ وَثَمَانِينَ إِلَى أَلْفٍ وَسَبْعَةٍ وَثَلَاثِينَ لِلْمِيلَادِ"),
-    ("سَنَةَ 450هـ/1058م", "سَنَةَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ، أَلْفٍ وَثَمَانِيَةٍ وَخَمْسِينَ لِلْمِيلَادِ"),
+    ("سَنَةَ 450هـ/1058م", ("سَنَةَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ، أَلْفٍ وَثَمَانِيَةٍ وَخَمْسِينَ لِلْمِيلَادِ")),
 ]
 FOLDED = [
     ("كِتَابٌ¹ وَقَلَمٌ² ", "كِتَابٌ وَقَلَمٌ"),
@@ -184,7 +184,7 @@ ABBREVIATIONS = [
     ("عَلَى ارْتِفَاعِ 1500م", "عَلَى ارْتِفَاعِ أَلْفٌ وَخَمْسُمِئَةِ مِتْرٍ"),
     ("قَطَعَ 300م", "قَطَعَ ثَلَاثُمِئَةِ مِتْرٍ"),
     ("عِنْدَهُ 100م", "! a year or a length"),
-    ("عَلَى بُعْدِ 5 م وَبَعْدَ 450 ھ", "عَلَى بُعْدِ خَمْسَةِ أَمْتَارٍ وَبَعْدَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ"),
+    ("عَلَى بُعْدِ 5 م وَبَعْدَ 450 ھ", ("عَلَى بُعْدِ خَمْسَةِ أَمْتَارٍ وَبَعْدَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ")),
     ("الْغَزَالِيُّ (ت 505 هـ)", "الْغَزَالِيُّ، تُوُفِّيَ سَنَةَ خَمْسِمِئَةٍ وَخَمْسٍ لِلْهِجْرَةِ"),
     ("تُوُفِّيَ ٤٥٠ ه", "تُوُفِّيَ أَرْبَعِمِئَةٍ وَخَمْسِينَ لِلْهِجْرَةِ"),
     ("فِي الْقَرْنِ الثَّالِثِ ق.م.", "فِي الْقَرْنِ الثَّالِثِ قَبْلَ الْمِيلَادِ"),
@@ -213,7 +213,8 @@ QURANIC = [
     ("ال\u0653م\u0653 ذَٰلِكَ", "أَلِفْ لَامْ مِيمْ ذَٰلِكَ"),
     ("قُلْ هُوَ \u06dd١ ﴿اللَّهُ﴾ ﴿٢﴾", "قُلْ هُوَ اللَّهُ"),
     ("آَمَنَ اٰمَنَ قَالُواْ", "آمَنَ آمَنَ قَالُوا"),
-    ("حَسَن\u0657ا رَحْمَة\u0657 عَلِيم\u065e رَجُل\u0656", "حَسَنًا رَحْمَةً عَلِيمٌ رَجُلٍ"),  # as fonts of Medina have it
+    # as fonts of Medina have it
+    ("حَسَن\u0657ا رَحْمَة\u0657 عَلِيم\u065e رَجُل\u0656", "حَسَنًا رَحْمَةً عَلِيمٌ رَجُلٍ"),
     ("لَه\u0657 بِه\u0656 إِل\u0670ه\u0657ا", "لَهُ بِهِ إِلٰهًا"),  # and of India
     ("دَاوُ\u06e5دَ إِ\u06e6لَٰفِ يُحْىِ\u06e6 بِهِ\u06e6", "دَاوُودَ إِيلَٰفِ يُحْيِي بِهِ"),
     ("ھُوَ مَدِینَۃٌ ڪَرِيمٌ", "هُوَ مَدِينَةٌ كَرِيمٌ"),
@@ -300,17 +301,28 @@ def test_plain_text_leaves_no_note():
 
 PAUSAL = [
     # -un, -in and short vowels
-    ("جَاءَ الْوَلَدُ", "الْوَلَدْ"), ("هَذَا كِتَابٌ", "كِتَابْ"), ("إِلَى رَجُلٍ", "رَجُلْ"), ("هَذَا خَطَأٌ", "خَطَأْ"), ("فِي السَّمَاءِ", "السَّمَاءْ"),
-    ("هَذَا شَيْءٌ", "شَيْءْ"), ("قُمْتُ", "قُمْتْ"), ("كِتَابُهُ", "كِتَابُهْ"), ("سَلَّمَ عَلَيْهِ", "عَلَيْهْ"), ("مُسْلِمُونَ", "مُسْلِمُونْ"),
+    (("جَاءَ "
+        "الْوَلَدُ"), "الْوَلَدْ"), (("هَذَا "
+            "كِتَابٌ"), "كِتَابْ"), ("إِلَى رَجُلٍ", "رَجُلْ"), ("هَذَا خَطَأٌ", "خَطَأْ"), (("فِي "
+            "السَّمَاءِ"), "السَّمَاءْ"),
+    ("هَذَا شَيْءٌ", "شَيْءْ"), ("قُمْتُ", "قُمْتْ"), ("كِتَابُهُ", "كِتَابُهْ"), (("سَلَّمَ "
+        "عَلَيْهِ"), "عَلَيْهْ"), ("مُسْلِمُونَ", "مُسْلِمُونْ"),
     # a doubled letter keeps its shadda alone
     ("هَذَا حَقٌّ", "حَقّ"), ("هُوَ نَبِيٌّ", "نَبِيّ"), ("يَا بُنَيَّ", "بُنَيّ"),
     # -an is ā
-    ("قَرَأَ كِتَابًا", "كِتَابَا"), ("شَرِبَ لَبَناً", "لَبَنَا"), ("رَأَى خَطَأً", "خَطَأَا"), ("شَرِبَ مَاءً", "مَاءَا"), ("رَأَى شَيْئًا", "شَيْئَا"),
-    ("كَانَ نَبِيًّا", "نَبِيَّا"), ("وَجَدَ هُدًى", "هُدَى"), ("رَأَى فَتىً", "فَتَى"), ("رَمَى عَصًا", "عَصَا"), ("رَأَى قَاضِيًا", "قَاضِيَا"),
+    (("قَرَأَ "
+        "كِتَابًا"), "كِتَابَا"), (("شَرِبَ "
+            "لَبَناً"), "لَبَنَا"), ("رَأَى خَطَأً", "خَطَأَا"), ("شَرِبَ مَاءً", "مَاءَا"), (("رَأَى "
+                "شَيْئًا"), "شَيْئَا"),
+    (("كَانَ "
+        "نَبِيًّا"), "نَبِيَّا"), (("وَجَدَ "
+            "هُدًى"), "هُدَى"), ("رَأَى فَتىً", "فَتَى"), ("رَمَى عَصًا", "عَصَا"), (("رَأَى "
+            "قَاضِيًا"), "قَاضِيَا"),
     # the defective noun, the silent waw
     ("جَاءَ قَاضٍ", "قَاضْ"), ("جَاءَ الْقَاضِي", "الْقَاضِي"), ("جَاءَ عَمْرٌو", "عَمْرْ"), ("مَعَ عَمْرٍو", "عَمْرْ"),
     # ta marbuta is h, whatever its case
-    ("هَذِهِ مَدِينَةٌ", "مَدِينَهْ"), ("بَنَى مَدِينَةً", "مَدِينَهْ"), ("إِلَى الْمَدِينَةِ", "الْمَدِينَهْ"), ("فِي الصَّلَاةِ", "الصَّلَاهْ"),
+    ("هَذِهِ مَدِينَةٌ", "مَدِينَهْ"), ("بَنَى مَدِينَةً", "مَدِينَهْ"), (("إِلَى "
+        "الْمَدِينَةِ"), "الْمَدِينَهْ"), ("فِي الصَّلَاةِ", "الصَّلَاهْ"),
     # what has no short ending stays
     ("رَأَى الْهُدَى", "الْهُدَى"), ("جَاءَ مُوسَىٰ", "مُوسَىٰ"), ("قَالُوا", "قَالُوا"), ("لَمْ يَعُدْ", "يَعُدْ"),
 ]  # fmt: skip
@@ -328,7 +340,21 @@ def test_pausal_forms_by_rule(given, wanted, stop):
     assert arabic.pausal(said) == said and arabic.normalise(said) == said
 
 
-@pytest.mark.parametrize("given", ["شَرِبَ لَبَناً", "لبناً طازجا", "جاء عَمْرٌو", "رأى هُدىً", "كتابٍ قديم", "مُدَرِّسٌ جديد", "قرأتُ كُتُباً", "مَسَاءً", "هٰذا قاضٍ", "زار عَمراً"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "شَرِبَ لَبَناً",
+        "لبناً طازجا",
+        "جاء عَمْرٌو",
+        "رأى هُدىً",
+        "كتابٍ قديم",
+        "مُدَرِّسٌ جديد",
+        "قرأتُ كُتُباً",
+        "مَسَاءً",
+        "هٰذا قاضٍ",
+        "زار عَمراً",
+    ],
+)
 def test_restoring_marks_ends_no_word_twice(given):
     """Letters stay, and what has its vowel keeps it alone."""
     text = arabic.normalise(given)
@@ -341,21 +367,48 @@ def test_restoring_marks_ends_no_word_twice(given):
 
 def test_numbers_and_their_grammar():
     """Polarity of 3 to 10, agreement of 1, 2, 11, 12, indeclinable 11 to 19, as Wright I §§ 319-325 has them."""
-    words = {n: (number_to_words(n), number_to_words(n, feminine=True), number_to_words(n, case="i")) for n in range(1, 100)}
-    assert all(("ة" in words[n][0].split()[0]) != ("ة" in words[n][1].split()[0]) for n in range(3, 20) if n not in (11, 12))
+    words = {
+        n: (number_to_words(n), number_to_words(n, feminine=True), number_to_words(n, case="i")) for n in range(1, 100)
+    }
+    assert all(
+        ("ة" in words[n][0].split()[0]) != ("ة" in words[n][1].split()[0]) for n in range(3, 20) if n not in (11, 12)
+    )
     assert words[11] == ("أَحَدَ عَشَرَ", "إِحْدَى عَشْرَةَ", "أَحَدَ عَشَرَ")
     assert words[12] == ("اثْنَا عَشَرَ", "اثْنَتَا عَشْرَةَ", "اثْنَيْ عَشَرَ")
     assert words[98] == ("ثَمَانِيَةٌ وَتِسْعُونَ", "ثَمَانٍ وَتِسْعُونَ", "ثَمَانِيَةٍ وَتِسْعِينَ")
-    assert all(words[n][0] == words[n][2] for n in range(13, 20)) and all(words[n][2].endswith("ِينَ") for n in range(20, 100))
+    assert all(words[n][0] == words[n][2] for n in range(13, 20)) and all(
+        words[n][2].endswith("ِينَ") for n in range(20, 100)
+    )
     assert len({w for forms in words.values() for w in forms[:2]}) == 2 * 99 - 8  # tens are the same in both genders
-    assert number_to_words(800, construct=True) == "ثَمَانِمِئَةِ" and number_to_words(2000, case="i", construct=True) == "أَلْفَيْ"
+    assert (
+        number_to_words(800, construct=True) == "ثَمَانِمِئَةِ" and number_to_words(2000, case="i", construct=True) == "أَلْفَيْ"
+    )
     assert numbers_to_words("نعم") == "نعم"
 
 
 PIECES = [
     *"    .،,:؛؟!-()[]/%٪+−–—*°$a12350٣۵مهصـآىة",
-    *(" - ", "12", "2024", "05", ".5", "1,250", " م", " هـ", "هـ", "(ص)", "(ع)", "(رض)", "د. ", "أ.د. ", "ق.م", "إلخ", "محمد ", "سورة "),
-    *("السَّاعَةُ ", "سَنَةَ ", "الـ", "بِ", "كم", "الآيَةُ ", "مايو ", "رمضان ", "بين ", "رِجَالٍ", "سَنَةً", "اً", "اَ", "😀"),
+    *(
+        " - ",
+        "12",
+        "2024",
+        "05",
+        ".5",
+        "1,250",
+        " م",
+        " هـ",
+        "هـ",
+        "(ص)",
+        "(ع)",
+        "(رض)",
+        "د. ",
+        "أ.د. ",
+        "ق.م",
+        "إلخ",
+        "محمد ",
+        "سورة ",
+    ),
+    *(("السَّاعَةُ "), "سَنَةَ ", "الـ", "بِ", "كم", "الآيَةُ ", "مايو ", "رمضان ", "بين ", "رِجَالٍ", "سَنَةً", "اً", "اَ", "😀"),
     *"\u200b\u200d\u2028\n\u00a0\u202f¹①½Ⅳﷺﷲ\ufc60\ufe77\ufefb\u0653\u0654\u0655\u06d6\u06e1\u06e2\u06ed\u06df\u06e5\u06e7\u06e8\u08f0\u06dd﴿﴾⁻²",
     *"\0\ud800\uffff\ue000",
 ]
@@ -375,8 +428,8 @@ def generated(draw: random.Random) -> str:
 
 
 def test_any_string_is_read_for_good_or_refused_in_one_line():
-    """POCKET_ARABIC_STRINGS of them (ten thousand): text that a second pass leaves alone and Buckwalter gives back, or one
-    TextError; never another exception."""
+    """POCKET_ARABIC_STRINGS of them (ten thousand): text that a second pass leaves alone and Buckwalter gives back, or
+    one TextError; never another exception."""
     draw, outcomes = random.Random(0), Counter()
     for _ in range(int(os.environ.get("POCKET_ARABIC_STRINGS", 10_000))):
         given = generated(draw)
@@ -393,7 +446,21 @@ def test_any_string_is_read_for_good_or_refused_in_one_line():
     assert min(outcomes["read"], outcomes["refused"]) > 0.1 * outcomes.total()
 
 
-@pytest.mark.parametrize("given", ["1" * 5000, "1 " * 3000, "1 000" * 1000, "0" * 5000, "٪5" * 2000, "(1" * 2000, "ا1" * 2000, "َ" * 5000, "-" * 5000 + "ا", "د. " * 2000])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "1" * 5000,
+        "1 " * 3000,
+        "1 000" * 1000,
+        "0" * 5000,
+        "٪5" * 2000,
+        "(1" * 2000,
+        "ا1" * 2000,
+        "َ" * 5000,
+        "-" * 5000 + "ا",
+        "د. " * 2000,
+    ],
+)
 def test_long_runs_take_no_time(given):
     """No pattern of ours goes back and forth over them."""
     start = time.process_time()
@@ -419,4 +486,10 @@ def test_the_script_warns(text, printed):
 def test_a_line_of_a_text_file_ends_where_editors_end_it(tmp_path):
     """A separator inside a line divides words, and does not move the numbers of the lines after it."""
     (tmp_path / "text.txt").write_text("قَالَ\u2028نَعَمْ\nقَالَ\x0cنَعَمْ\nكَِتَابٌ\n", encoding="utf-8")
-    fails(run("generate_sample.py", "--model", ROOT / "demo" / "bundle", "--dry-run", "--text-file", tmp_path / "text.txt"), "line 3", "كَِتَابٌ")
+    fails(
+        run(
+            "generate_sample.py", "--model", ROOT / "demo" / "bundle", "--dry-run", "--text-file", tmp_path / "text.txt"
+        ),
+        "line 3",
+        "كَِتَابٌ",
+    )

@@ -30,7 +30,17 @@ from pocket_arabic.base import (
     use_tokenizer,
 )
 from pocket_arabic.model import LSD, Student, TrainableTTS, backbone, guided_mask
-from pocket_arabic.rows import NOISE, Batch, Draws, Latents, Utterances, draw_noise, draw_text, encode_all, token_durations
+from pocket_arabic.rows import (
+    NOISE,
+    Batch,
+    Draws,
+    Latents,
+    Utterances,
+    draw_noise,
+    draw_text,
+    encode_all,
+    token_durations,
+)
 from pocket_arabic.run import UserError
 from pocket_arabic.text import FROM_MODEL, deromanise
 
@@ -54,7 +64,8 @@ def weighting64(lsd: LSD, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 def problem(flow_lm):
     torch.manual_seed(2)
     lsd = LSD()
-    torch.nn.init.normal_(lsd.weighting[-1].weight, std=0.3)  # zero at the start of training, where it would test nothing
+    # zero at the start of training, where it would test nothing
+    torch.nn.init.normal_(lsd.weighting[-1].weight, std=0.3)
     z, x, e = torch.randn(24, 32), torch.randn(24, 32), torch.randn(24, 32)
     s, t = torch.sigmoid(torch.randn(24, 2)).sort(-1)[0].split(1, -1)
     return flow_lm.flow_net, lsd, z, x, e, s, t
@@ -116,15 +127,27 @@ def test_times_follow_the_logit_normal():
 CPU = torch.device("cpu")
 
 
-def make_rows(lengths: list[tuple[int, int]], draws: Draws = Draws(), guided: bool = False, prompts: tuple[int, int] = (20, 60)) -> Utterances:  # noqa: B008
-    """Utterances of (frames, tokens) of one speaker with random latents and texts of a token a letter and one before the word; in train as many more
-    to be prompted with."""
+def make_rows(
+    lengths: list[tuple[int, int]],
+    draws: Draws | None = None,
+    guided: bool = False,
+    prompts: tuple[int, int] = (20, 60),
+) -> Utterances:
+    """Utterances of (frames, tokens) of one speaker with random latents and texts of a token a letter and one before
+    the word; in train as many more to be prompted with."""
     rng = np.random.default_rng(0)
     manifest, first = [], 0
     everyone = [("valid", *length) for length in lengths] + [("train", int(rng.integers(*prompts)), 5) for _ in lengths]
     for number, (split, frames, tokens) in enumerate(everyone):
         text = "".join(rng.choice(list("AbtvjHxd*rzs$SDTZEgfqklmnhwyauio~"), tokens - 1))
-        row = {"id": str(number), "split": split, "speaker": "one", "text_model": text, "num_frames": frames, "first_frame": first}
+        row = {
+            "id": str(number),
+            "split": split,
+            "speaker": "one",
+            "text_model": text,
+            "num_frames": frames,
+            "first_frame": first,
+        }
         manifest.append(row | {"speech_end_sec": frames / 12.5})
         first += frames
     latents = object.__new__(Latents)
@@ -145,11 +168,16 @@ TWO = Draws(per_frame=2, distill_per_frame=2)
 
 
 def test_padded_batch_equals_single_rows(flow_lm):
-    """Every row of a ragged batch, with and without text and voice, gives what it gives alone, and the parts of a batch add up to
-    it: uneven ones, one that has no row, and one rounded up with empty rows and frames, as on a GPU."""
+    """Every row of a ragged batch, with and without text and voice, gives what it gives alone, and the parts of a batch
+    add up to it: uneven ones, one that has no row, and one rounded up with empty rows and frames, as on a GPU."""
     rows = make_rows([(9, 5), (31, 20), (17, 3), (12, 8)], replace(TWO, text_dropout=0.5, voice_dropout=0.5, seed=17))
     model, epoch, every = TrainableTTS(flow_lm, TWO), rows.epoch(1), np.arange(4)
-    assert not epoch.keep_text.all() and epoch.keep_text.any() and (epoch.prompt_frames == 0).any() and epoch.prompt_frames.any()
+    assert (
+        not epoch.keep_text.all()
+        and epoch.keep_text.any()
+        and (epoch.prompt_frames == 0).any()
+        and epoch.prompt_frames.any()
+    )
     batch, noise = whole_batch(rows)
     expected = model(batch, noise, 0.25)
     z = backbone(model.flow_lm, batch).flatten(0, 1)[batch.target[:, 0]].split(rows.frames.tolist())
@@ -157,7 +185,14 @@ def test_padded_batch_equals_single_rows(flow_lm):
         alone = rows.batch(every, epoch, row, 4)
         single = backbone(model.flow_lm, alone).flatten(0, 1)[alone.target[:, 0]]
         torch.testing.assert_close(single, z[row], rtol=1e-5, atol=1e-5)
-    for parts, options in ((4, {}), (3, {}), (5, {}), (1, {"size": 6, "bits": 4}), (2, {"size": 3, "bits": 3}), (1, {"most": 8})):
+    for parts, options in (
+        (4, {}),
+        (3, {}),
+        (5, {}),
+        (1, {"size": 6, "bits": 4}),
+        (2, {"size": 3, "bits": 3}),
+        (1, {"most": 8}),
+    ):
         model.most_rows = options.pop("most", math.inf)  # a draw at a time
         found = [model(rows.batch(every, epoch, part, parts, **options), noise, 0.25) for part in range(parts)]
         for name, value in expected.items():
@@ -173,7 +208,9 @@ def test_latents_beyond_the_limit_are_read_from_the_file(flow_lm, tmp_path):
     for limit, options in ((0, {}), (0, {"bits": 4, "size": 4}), (10**9, {})):
         rows.latents = Latents(tmp_path / "latents.npy", CPU, limit)
         assert (rows.latents.table is None) == (limit == 0)
-        torch.testing.assert_close(model(whole_batch(rows, **options)[0], noise, 0.25)["loss"], expected["loss"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model(whole_batch(rows, **options)[0], noise, 0.25)["loss"], expected["loss"], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_every_row_has_its_eos_target(flow_lm):
@@ -185,7 +222,9 @@ def test_every_row_has_its_eos_target(flow_lm):
         flow_lm.out_eos.bias.fill_(2.0)
     expected = (2 * math.log1p(math.exp(-2.0)) + 40 * math.log1p(math.exp(2.0))) / 42
     for options in ({}, {"size": 5, "bits": 4}):
-        assert model(*whole_batch(make_rows([(9, 5), (31, 20)], TWO), **options), 0.0)["eos"].item() == pytest.approx(expected, rel=1e-5)
+        assert model(*whole_batch(make_rows([(9, 5), (31, 20)], TWO), **options), 0.0)["eos"].item() == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_training_positions_are_those_of_inference(flow_lm):
@@ -215,7 +254,9 @@ def test_training_positions_are_those_of_inference(flow_lm):
         step(torch.cat([flow_lm.bos_before_voice, (prompt @ flow_lm.speaker_proj_weight.T)[None]], 1))
         step(flow_lm.conditioner(torch.from_numpy(rows.tokens)[None]))
         for i, latent in enumerate([flow_lm.bos_emb, *((latents - flow_lm.emb_mean) / flow_lm.emb_std)]):
-            torch.testing.assert_close(step(flow_lm.input_linear(latent)[None, None]), expected[i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                step(flow_lm.input_linear(latent)[None, None]), expected[i], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_rows_are_pure_functions_of_their_seed():
@@ -224,13 +265,19 @@ def test_rows_are_pure_functions_of_their_seed():
     batch = whole_batch(a)[0]
     assert all(torch.equal(v, whole_batch(b)[0].tensors()[n]) for n, v in batch.tensors().items())
     assert batch.shapes() != whole_batch(other)[0].shapes() and batch.shapes() != whole_batch(a, 2)[0].shapes()
-    noise = [draw_noise(d, NOISE, step, 20, distil, CPU) for d, step, distil in ((draws, 5, True), (draws, 5, True), (draws, 6, True), (other.draws, 5, True))]
-    assert torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[3])
+    noise = [
+        draw_noise(d, NOISE, step, 20, distil, CPU)
+        for d, step, distil in ((draws, 5, True), (draws, 5, True), (draws, 6, True), (other.draws, 5, True))
+    ]
+    assert (
+        torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[3])
+    )
 
 
 def test_shares_and_prompts_of_an_epoch():
-    """Text and voice go as often as asked; prompts are another utterance's own frames, 2.5 to 10 s, three in ten cropped and, in
-    training, three in ten shorter by up to 0.5 s at one end; never the target's, whichever place it has among its speaker's."""
+    """Text and voice go as often as asked; prompts are another utterance's own frames, 2.5 to 10 s, three in ten
+    cropped and, in training, three in ten shorter by up to 0.5 s at one end; never the target's, whichever place it has
+    among its speaker's."""
     rows = make_rows([(9, 5)] * 2000, Draws(text_dropout=0.2, voice_dropout=0.5), prompts=(40, 200))
     epoch = rows.epoch(1)
     assert abs(epoch.keep_text.mean() - 0.8) < 0.03 and abs((epoch.prompt_frames > 0).mean() - 0.5) < 0.03
@@ -245,16 +292,20 @@ def test_shares_and_prompts_of_an_epoch():
     before, after = first - rows.pool_first[source], rows.pool_first[source] + rows.pool_frames[source] - first - size
     assert (before >= 0).all() and (after >= 0).all()
     at_an_end = (np.minimum(before, after) == 0) & (np.maximum(before, after) > 0) & (np.maximum(before, after) <= 6)
-    assert abs(at_an_end.mean() - 0.7 * 0.26) < 0.04  # of those not cropped at random, 6 in 7 of which lose a frame or more
+    # of those not cropped at random, 6 in 7 of which lose a frame or more
+    assert abs(at_an_end.mean() - 0.7 * 0.26) < 0.04
     rows.own = np.arange(len(rows)) % len(rows.pool_first)  # as if they were the training utterances
     source = np.searchsorted(rows.pool_first, rows.epoch(0).prompt_first, "right") - 1
     assert (source != rows.own).all() and len(set(source)) > 1000 and {source.min(), source.max()} == {0, 1999}
 
 
 def test_zero_encoder_is_refused(tiny_base):
-    """The open weights have an encoder of zeros: training on them "works" and learns silence; a user lost 47,000 steps."""
+    """The open weights have an encoder of zeros: training on them "works" and learns silence; a user lost 47,000
+    steps."""
     config = load_config(str(tiny_base))
-    weights = {k: torch.zeros_like(v) if "encoder" in k and "decoder" not in k else v for k, v in load_weights(config).items()}
+    weights = {
+        k: torch.zeros_like(v) if "encoder" in k and "decoder" not in k else v for k, v in load_weights(config).items()
+    }
     with pytest.raises(UserError, match="hf auth login"):
         load_mimi(config, weights)
 
@@ -263,17 +314,35 @@ def test_encoder_hash_sees_the_encoder_only(tiny_base):
     config = load_config(str(tiny_base))
     weights = load_file(config.mimi.weights_path)
     before = encoder_hash(load_mimi(config, weights))
-    assert encoder_hash(load_mimi(config, weights | {"mimi.quantizer.output_proj.weight": weights["mimi.quantizer.output_proj.weight"] + 1})) == before
-    assert encoder_hash(load_mimi(config, weights | {"mimi.downsample.conv.conv.weight": weights["mimi.downsample.conv.conv.weight"] + 1})) != before
+    assert (
+        encoder_hash(
+            load_mimi(
+                config,
+                weights | {"mimi.quantizer.output_proj.weight": weights["mimi.quantizer.output_proj.weight"] + 1},
+            )
+        )
+        == before
+    )
+    assert (
+        encoder_hash(
+            load_mimi(
+                config, weights | {"mimi.downsample.conv.conv.weight": weights["mimi.downsample.conv.conv.weight"] + 1}
+            )
+        )
+        != before
+    )
 
 
 def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypatch):
     """In float64, along random directions through all parameters at once: rows with and without text and voice, the
-    guided mask, the head, EOS, both terms. The distillation target's network is held still, as the objective wants it."""
+    guided mask, the head, EOS, both terms. The distillation target's network is held still, as the objective wants
+    it."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the wheel turns positions in fp32, always
     model = TrainableTTS(flow_lm, TWO).double()
     torch.nn.init.normal_(model.lsd.weighting[-1].weight, std=0.3)
-    rows = make_rows([(9, 5), (14, 8), (11, 3)], replace(TWO, text_dropout=0.4, voice_dropout=0.4, seed=19), guided=True)
+    rows = make_rows(
+        [(9, 5), (14, 8), (11, 3)], replace(TWO, text_dropout=0.4, voice_dropout=0.4, seed=19), guided=True
+    )
     assert set(rows.epoch(1).keep_text) == {True, False} and set(rows.epoch(1).prompt_frames > 0) == {True, False}
     batch, noise = whole_batch(rows, window=3.0)
     doubled = {name: t.double() for name, t in batch.tensors().items() if t.is_floating_point()}
@@ -282,7 +351,8 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
     still = backbone(start.flow_lm, batch).flatten(0, 1)[batch.target[:, 0]].repeat(2, 1)
 
     def distillation(head, z, x, e, s, t):
-        """As LSD's, but with the target's network and condition where the differences start from, and without autograd."""
+        """As LSD's, but with the target's network and condition where the differences start from, and without
+        autograd."""
         x_s, h = s * x + (1 - s) * e, 1e-5
         u, du_dt = head(z, s, t, x_s), (head(z, s, t + h, x_s) - head(z, s, t - h, x_s)) / (2 * h)
         error = (u + (t - s) * du_dt - start.flow_lm.flow_net(still, t, t, x_s + (t - s) * u)).square().sum(-1)
@@ -308,10 +378,14 @@ def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypa
 
 
 def z64(lm: torch.nn.Module, rows: Utterances, row: int, prompt: torch.Tensor | None) -> torch.Tensor:
-    """[T + 1, D] of one utterance by the wheel's stateless path in float64: with its text and a prompt, or with neither."""
+    """[T + 1, D] of one utterance by the wheel's stateless path in float64: with its text and a prompt, or with
+    neither."""
     parts = [lm.bos_before_voice[0]]
     if prompt is not None:
-        parts += [prompt @ lm.speaker_proj_weight.T, lm.conditioner.embed(torch.from_numpy(rows.row_tokens(rows.epoch(1), row)))]
+        parts += [
+            prompt @ lm.speaker_proj_weight.T,
+            lm.conditioner.embed(torch.from_numpy(rows.row_tokens(rows.epoch(1), row))),
+        ]
     latents = (rows.latents.table[rows.first[row] :][: rows.frames[row]].double() - lm.emb_mean) / lm.emb_std
     x = torch.cat([*parts, lm.input_linear(torch.cat([lm.bos_emb[None], latents]))])
     return lm.out_norm(lm.transformer(x[None], None))[0, -len(latents) - 1 :]
@@ -319,8 +393,9 @@ def z64(lm: torch.nn.Module, rows: Utterances, row: int, prompt: torch.Tensor | 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
 def test_a_student_regresses_on_its_teachers_guided_output(flow_lm, weight):
-    """Loss and gradients against float64, row by row: 2 |z - (z_null + w (z_T - z_null))|^2, the mean over dimensions and over
-    frames and ends; the parts of a batch add up to it, rounded up or not; head and teacher have no gradient."""
+    """Loss and gradients against float64, row by row: 2 |z - (z_null + w (z_T - z_null))|^2, the mean over dimensions
+    and over frames and ends; the parts of a batch add up to it, rounded up or not; head and teacher have no
+    gradient."""
     rows = make_rows([(9, 5), (31, 20), (17, 3)], Draws(nfc_share=0.5, per_frame=0, distill_per_frame=0))
     rows.null = weight != 1
     teacher = copy.deepcopy(flow_lm)
@@ -349,13 +424,17 @@ def test_a_student_regresses_on_its_teachers_guided_output(flow_lm, weight):
     for name, gradient, expected in zip(names, found, torch.autograd.grad(reference, [wanted[n] for n in names])):
         assert relative(gradient, expected) < 1e-3, name
     for parts, options in ((3, {}), (2, {"size": 3, "bits": 3}), (5, {})):
-        some = [student(rows.batch(np.arange(3), epoch, part, parts, **options), noise, 0.0)["loss"] for part in range(parts)]
+        some = [
+            student(rows.batch(np.arange(3), epoch, part, parts, **options), noise, 0.0)["loss"]
+            for part in range(parts)
+        ]
         torch.testing.assert_close(sum(some), loss, rtol=1e-5, atol=1e-6)
 
 
 def test_a_student_that_is_its_unguided_teacher_has_no_loss(flow_lm):
     rows = make_rows([(9, 5), (31, 20)], Draws(per_frame=0, distill_per_frame=0))
-    assert Student(flow_lm, copy.deepcopy(flow_lm), 1.0)(*whole_batch(rows), 0.0)["loss"].item() < 1e-11  # two kernels of attention
+    # two kernels of attention
+    assert Student(flow_lm, copy.deepcopy(flow_lm), 1.0)(*whole_batch(rows), 0.0)["loss"].item() < 1e-11
 
 
 def test_a_shallow_student_has_its_teachers_lowest_and_highest_layers(tiny_base):
@@ -386,15 +465,21 @@ def test_fresh_tokenizer_means_a_fresh_embedding(tiny_base, tmp_path):
     fresh_tokenizer(texts, 96, tmp_path / "tokenizer.json")
     config = load_config(str(tiny_base))
     old = torch.randn(config.flow_lm.lookup_table.n_bins + 1, 32) * 0.1
-    config, weights = use_tokenizer(config, {"flow_lm.conditioner.embed.weight": old}, tmp_path / "tokenizer.json", seed=0)
+    config, weights = use_tokenizer(
+        config, {"flow_lm.conditioner.embed.weight": old}, tmp_path / "tokenizer.json", seed=0
+    )
     new = weights["flow_lm.conditioner.embed.weight"]
-    assert len(new) == config.flow_lm.lookup_table.n_bins + 1 and new.std().item() == pytest.approx(old.std().item(), rel=0.1)
+    assert len(new) == config.flow_lm.lookup_table.n_bins + 1 and new.std().item() == pytest.approx(
+        old.std().item(), rel=0.1
+    )
     assert not any(torch.equal(a, b) for a, b in zip(old, new))
     tokenizer = load_tokenizer(config)
     assert all(entry["known"] for entry in audit(tokenizer, "".join(c for c in FROM_MODEL if c != " ")).values())
     assert all(tokenizer.decode(tokenizer.encode(t)) == t for t in texts)
     assert any("~" in p and len(p) > 1 for p in pieces(tokenizer, texts[0]))  # marks and letters join
-    chunks = split_into_best_sentences(tokenizer, "naEamo, naEamo. halo naEamo? naEamo.", 4, False, False, True, False, {})
+    chunks = split_into_best_sentences(
+        tokenizer, "naEamo, naEamo. halo naEamo? naEamo.", 4, False, False, True, False, {}
+    )
     assert len(chunks) > 2  # stock tools still find the ends of sentences and clauses
 
 
@@ -411,7 +496,9 @@ def test_token_durations_are_recovered():
     true = np.array([0.0, 1.5, 0.7, 3.0, 0.0])
     tokens = [rng.integers(1, 5, rng.integers(5, 30)) for _ in range(50)]
     starts = np.cumsum([0, *map(len, tokens)])
-    np.testing.assert_allclose(token_durations(np.concatenate(tokens), starts, [true[t].sum() for t in tokens], 5), true + 0.02, atol=1e-6)
+    np.testing.assert_allclose(
+        token_durations(np.concatenate(tokens), starts, [true[t].sum() for t in tokens], 5), true + 0.02, atol=1e-6
+    )
 
 
 def test_guided_positions_see_only_the_text_near_them(flow_lm):
@@ -421,9 +508,14 @@ def test_guided_positions_see_only_the_text_near_them(flow_lm):
     batch = whole_batch(rows, window=1.5)[0]
     text, audio = slice(32, 42), slice(42, 63)
     mask = guided_mask(batch)[0]
-    assert mask[audio, text][0].nonzero().flatten().tolist() == [0, 1]  # frame 0 lasts to 1; tokens that begin before 2.5
+    assert mask[audio, text][0].nonzero().flatten().tolist() == [
+        0,
+        1,
+    ]  # frame 0 lasts to 1; tokens that begin before 2.5
     assert mask[audio, text][10].nonzero().flatten().tolist() == [4, 5, 6]
-    assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] and mask[audio, text][20].nonzero().flatten().tolist() == [9]
+    assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] and mask[audio, text][
+        20
+    ].nonzero().flatten().tolist() == [9]
     causal = torch.ones(63, 63, dtype=torch.bool).tril()
     assert torch.equal(mask[:42], causal[:42]) and torch.equal(mask[audio, audio], causal[audio, audio])
     model, plain = TrainableTTS(flow_lm), backbone(flow_lm, whole_batch(rows)[0])
@@ -453,4 +545,6 @@ def test_careless_text():
     # A random part of 11 marks is all or none of them in one case of 12 each.
     assert abs(sum(d == bare for d in drawn) / 2000 - (0.3 + 0.3 / 12)) < 0.03
     assert abs(sum(d == text for d in drawn) / 2000 - (0.4 + 0.3 / 12)) < 0.03
-    assert unicodedata.normalize("NFC", deromanise(text)) == deromanise(draw_text(np.random.default_rng(0), text, 0.0, 0.0, 1.0))
+    assert unicodedata.normalize("NFC", deromanise(text)) == deromanise(
+        draw_text(np.random.default_rng(0), text, 0.0, 0.0, 1.0)
+    )

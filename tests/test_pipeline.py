@@ -1,4 +1,5 @@
-"""train.py and generate_sample.py as a user runs them: what they write, that they continue exactly, and what they refuse."""
+"""train.py and generate_sample.py as a user runs them: what they write, that they continue exactly, and what they
+refuse."""
 
 import fcntl
 import json
@@ -47,18 +48,27 @@ def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = (load_file(r / "checkpoints" / "step_000004" / name) for r in (finished_run, tmp_path / "r"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    a, b = (torch.load(r / "checkpoints" / "step_000004" / "optimizers.pt", weights_only=True)["optimizers"][0]["state"] for r in (finished_run, tmp_path / "r"))
+    a, b = (
+        torch.load(r / "checkpoints" / "step_000004" / "optimizers.pt", weights_only=True)["optimizers"][0]["state"]
+        for r in (finished_run, tmp_path / "r")
+    )
     assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in ("exp_avg", "exp_avg_sq"))
-    a, b = ([r["loss"] for r in read_jsonl(f / "progress.jsonl") if r["kind"] == "train"] for f in (finished_run, tmp_path / "r"))
+    a, b = (
+        [r["loss"] for r in read_jsonl(f / "progress.jsonl") if r["kind"] == "train"]
+        for f in (finished_run, tmp_path / "r")
+    )
     assert a == b
 
 
 def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
-    """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the bit."""
+    """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the
+    bit."""
     flags = ["--data", cache, "--eval-every", 5, "--sample-every", 0, "--max-steps", 12]
     command = [sys.executable, ROOT / "train.py", *TRAIN, *flags, "--epochs", 99, "--keep", 9, "--out"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([str(a) for a in (*command, tmp_path / "killed")], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(a) for a in (*command, tmp_path / "killed")], env=env, stdout=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if line.startswith("step 7/"):
             process.kill()
@@ -73,9 +83,24 @@ def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_continues(finished_run, cache, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, TRAIN), "--data", str(cache), "--out", str(tmp_path / "r"), "--eval-every", "0"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *map(str, TRAIN),
+        "--data",
+        str(cache),
+        "--out",
+        str(tmp_path / "r"),
+        "--eval-every",
+        "0",
+    ]
     command += ["--epochs", "100000"]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("step 5/"):
             process.send_signal(signal.SIGTERM)
@@ -84,7 +109,9 @@ def test_sigterm_saves_and_the_same_command_continues(finished_run, cache, tmp_p
     assert process.returncode == 128 + signal.SIGTERM and "continues" in out
     step = max(int(p.name[5:]) for p in (tmp_path / "r" / "checkpoints").glob("step_*"))
     assert step >= 5
-    result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", step + 1, "--eval-every", 0)
+    result = run(
+        "train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", step + 1, "--eval-every", 0
+    )
     assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
     assert {p.name for p in (tmp_path / "r" / "bundle").iterdir()} == BUNDLE
 
@@ -94,24 +121,41 @@ def test_finished_run_says_so_and_a_changed_recipe_is_refused(finished_run, cach
     result = run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4)
     assert result.returncode == 0 and "nothing to do" in result.stdout
     assert digest(finished_run / "bundle") == before
-    fails(run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4, "--lr", 0.1), "lr: 0.001 -> 0.1")
+    fails(
+        run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4, "--lr", 0.1),
+        "lr: 0.001 -> 0.1",
+    )
 
 
 def test_two_trainings_do_not_share_a_folder(finished_run, cache):
     """Two at once once interleaved their logs and broke on each other's checkpoint."""
     with open(finished_run / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fails(run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4), "another train.py is at work", "--out")
+        fails(
+            run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4),
+            "another train.py is at work",
+            "--out",
+        )
 
 
 def test_one_step_moves_every_flow_lm_tensor_and_leaves_mimi(finished_run, tiny_base):
     exported = load_file(finished_run / "bundle" / "model.safetensors")
-    start = load_file(finished_run / "checkpoints" / "step_000002" / "model.safetensors") if (finished_run / "checkpoints" / "step_000002").exists() else None
+    start = (
+        load_file(finished_run / "checkpoints" / "step_000002" / "model.safetensors")
+        if (finished_run / "checkpoints" / "step_000002").exists()
+        else None
+    )
     codec = load_file(load_config(str(tiny_base)).mimi.weights_path)
     assert all(torch.equal(exported[k], codec[k]) for k in codec)
     later = load_file(finished_run / "checkpoints" / "step_000004" / "model.safetensors")
     assert start is not None
-    still = [k for k in later if k.startswith("flow_lm.") and not k.endswith(("emb_mean", "emb_std", "freqs")) and torch.equal(start[k], later[k])]
+    still = [
+        k
+        for k in later
+        if k.startswith("flow_lm.")
+        and not k.endswith(("emb_mean", "emb_std", "freqs"))
+        and torch.equal(start[k], later[k])
+    ]
     assert still == []
 
 
@@ -149,10 +193,18 @@ def test_train_refuses(cache, tiny_base, finished_run, tmp_path):
     shutil.copytree(tiny_base.parent, other)
     weights = load_file(other / "codec.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, other / "codec.safetensors")
-    fails(run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args), "another codec", "data_prep.py")
+    fails(
+        run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args),
+        "another codec",
+        "data_prep.py",
+    )
     fails(run("train.py", "--data", cache, "--base", "klingon", *args), "klingon", "demo")
     (other / "codec.safetensors").write_bytes(b"version https://git-lfs")
-    fails(run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args), "codec.safetensors", "safetensors file")
+    fails(
+        run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args),
+        "codec.safetensors",
+        "safetensors file",
+    )
     assert not (tmp_path / "r").exists()
 
 

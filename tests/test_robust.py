@@ -40,11 +40,16 @@ def options(script: str) -> list:
 
 
 def test_every_option_has_a_range():
-    """A new one cannot lack it: numbers have theirs, other values a set of choices or a type that refuses nothing at all."""
+    """A new one cannot lack it: numbers have theirs, other values a set of choices or a type that refuses nothing at
+    all."""
     bad = []
     for script in SCRIPTS:
         for option, action in options(script):
-            checked = hasattr(action.type, "range") or action.choices or getattr(action.type, "__name__", "") in ("filled", "location")
+            checked = (
+                hasattr(action.type, "range")
+                or action.choices
+                or getattr(action.type, "__name__", "") in ("filled", "location")
+            )
             bad += [] if checked or option in PLAIN else [f"{script} {option}"]
     assert not bad
 
@@ -54,8 +59,8 @@ VALUES = ["nan", "inf", "-inf", "-1", "0", str(2**70), "", "x", "٣", "9" * 400,
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_odd_values_are_refused_in_one_line_or_in_range(script, monkeypatch, capsys):
-    """Every option that takes a number, with every odd value: exit 2 and one short line that names the option, or a finite number
-    within the option's range."""
+    """Every option that takes a number, with every odd value: exit 2 and one short line that names the option, or a
+    finite number within the option's range."""
     module, refused, taken = importlib.import_module(script), 0, 0
     for option, action in options(script):
         if not hasattr(action.type, "range") and getattr(action.type, "__name__", "") not in ("filled", "location"):
@@ -68,7 +73,11 @@ def test_odd_values_are_refused_in_one_line_or_in_range(script, monkeypatch, cap
                 found = getattr(module.build_parser().parse_args(), action.dest)
             except SystemExit as stop:
                 line = capsys.readouterr().err
-                assert stop.code == 2 and line.count("\n") == 1 and option in line and len(line) < 400, (option, value, line)
+                assert stop.code == 2 and line.count("\n") == 1 and option in line and len(line) < 400, (
+                    option,
+                    value,
+                    line,
+                )
                 refused += 1
                 continue
             taken += 1
@@ -90,7 +99,8 @@ DAMAGE = {
 
 
 def outcome(capsys, monkeypatch, script: str, *args: object) -> tuple[int, str, str]:
-    """A script in this process -> exit status, what it printed, its error, which is one line or none; never a traceback."""
+    """A script in this process -> exit status, what it printed, its error, which is one line or none; never a
+    traceback."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, args)])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # like `conftest.run`: latents of two threads differ in their last bits
     threads = torch.get_num_threads()
@@ -113,9 +123,16 @@ def outcome(capsys, monkeypatch, script: str, *args: object) -> tuple[int, str, 
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tmp_path, monkeypatch, capsys):
-    """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or one line
-    names the file. With every checkpoint damaged the run never starts anew by itself."""
-    names = ["args.json", "progress.jsonl", *(f"checkpoints/step_000004/{f}" for f in ("model.safetensors", "ema.safetensors", "optimizers.pt", "state.json"))]
+    """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or
+    one line names the file. With every checkpoint damaged the run never starts anew by itself."""
+    names = [
+        "args.json",
+        "progress.jsonl",
+        *(
+            f"checkpoints/step_000004/{f}"
+            for f in ("model.safetensors", "ema.safetensors", "optimizers.pt", "state.json")
+        ),
+    ]
     again = [*TRAIN, "--data", cache, "--max-steps", 5]
     for name in names:
         run_folder = tmp_path / name.replace("/", "_")
@@ -153,12 +170,15 @@ ODD = {  # in the cache: what is well-formed and cannot be
 
 
 def test_odd_contents_are_named(finished_run, cache, tmp_path, monkeypatch, capsys):
-    """JSON that can be read and lacks what is wanted; a run whose checkpoints somebody deleted began anew and threw its bundle away."""
+    """JSON that can be read and lacks what is wanted; a run whose checkpoints somebody deleted began anew and threw its
+    bundle away."""
     for word, change in ODD.items():
         folder = tmp_path / f"c_{word}"
         shutil.copytree(cache, folder)
         change(folder)
-        status, _, error = outcome(capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"r_{word}")
+        status, _, error = outcome(
+            capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"r_{word}"
+        )
         assert status == 2 and word in error, (word, error)
     again = [*TRAIN, "--data", cache, "--max-steps", 5, "--out"]
     for number, line in enumerate(('{"x": 1}', '{"kind": "eval", "step": "x"}', "[]")):
@@ -187,20 +207,24 @@ def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path, 
         folder = tmp_path / f"cache_{name}"
         shutil.copytree(cache, folder)
         DAMAGE[how](folder / name)
-        status, _, error = outcome(capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"run_{name}")
+        status, _, error = outcome(
+            capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"run_{name}"
+        )
         assert (status == 2 and str(folder) in error) or name in ("stats.json", "rejects.jsonl"), (name, error)
     for file in sorted((finished_run / "bundle").iterdir()):
         folder = tmp_path / f"bundle_{file.name}"
         shutil.copytree(finished_run / "bundle", folder)
         DAMAGE[how](folder / file.name)
-        status, _, error = outcome(capsys, monkeypatch, "generate_sample", "--model", folder, "--text", TEXTS[1], "--out", tmp_path / "a.wav")
+        status, _, error = outcome(
+            capsys, monkeypatch, "generate_sample", "--model", folder, "--text", TEXTS[1], "--out", tmp_path / "a.wav"
+        )
         assert status == 2 and file.name in error, (file.name, error)
 
 
 @pytest.mark.parametrize("how", ["garbage", "removed"])
 def test_a_damaged_block_is_made_again(how, corpus, tiny_base, cache, tmp_path, monkeypatch, capsys):
-    """A cache that grows, stopped before it was finished, each of its files damaged in turn: at once, or with the line that says
-    so by the same command once more, it is the cache that it would have been."""
+    """A cache that grows, stopped before it was finished, each of its files damaged in turn: at once, or with the line
+    that says so by the same command once more, it is the cache that it would have been."""
     line = ["--corpus", corpus, "--base", tiny_base, "--out"]
 
     def stopped(_: CacheWriter) -> None:
@@ -225,8 +249,19 @@ def test_a_damaged_block_is_made_again(how, corpus, tiny_base, cache, tmp_path, 
         assert digest(folder) == digest(cache), name
 
 
-INFO = [("max_tokens", "x"), ("max_tokens", -3), ("max_tokens", 12.5), ("slowest_sec_per_token", None), ("slowest_sec_per_token", -1),
-        ("slowest_sec_per_token", math.nan), ("phonemes", 5), ("substitute", []), ("eos_threshold", "x"), ("checkpoint", None), ("sha256", 3)]  # fmt: skip
+INFO = [
+    ("max_tokens", "x"),
+    ("max_tokens", -3),
+    ("max_tokens", 12.5),
+    ("slowest_sec_per_token", None),
+    ("slowest_sec_per_token", -1),
+    ("slowest_sec_per_token", math.nan),
+    ("phonemes", 5),
+    ("substitute", []),
+    ("eos_threshold", "x"),
+    ("checkpoint", None),
+    ("sha256", 3),
+]
 
 
 def test_what_a_bundle_may_do_to_us(finished_run, tmp_path, monkeypatch, capsys):
@@ -258,17 +293,30 @@ def test_what_a_bundle_may_do_to_us(finished_run, tmp_path, monkeypatch, capsys)
 
 
 def test_voices_and_names_of_generate(finished_run, tmp_path, monkeypatch, capsys):
-    """Voices that are none are refused, a long one is read as far as it is used; names as long as the system allows work."""
+    """Voices that are none are refused, a long one is read as far as it is used; names as long as the system allows
+    work."""
     rate = 24000
     tone = (0.3 * np.sin(np.arange(3 * rate) * 0.05)).astype(np.float32)
-    voices = {"huge": (tone * 1e30, rate), "odd": (tone, 7_777_777), "hertz": (tone[:100], 1), "sample": (tone[:1], rate), "silent": (0 * tone, rate), "click": (tone[:999], rate)}
+    voices = {
+        "huge": (tone * 1e30, rate),
+        "odd": (tone, 7_777_777),
+        "hertz": (tone[:100], 1),
+        "sample": (tone[:1], rate),
+        "silent": (0 * tone, rate),
+        "click": (tone[:999], rate),
+    }
     line = ["--model", finished_run, "--text", TEXTS[1], "--out"]
     for name, (samples, own) in voices.items():
         sf.write(tmp_path / f"{name}.wav", samples, own, subtype="FLOAT")
-        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / f"{name}.wav")
+        status, _, error = outcome(
+            capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / f"{name}.wav"
+        )
         assert status == 2 and f"{name}.wav" in error, (name, error)
     sf.write(tmp_path / "long.wav", np.tile(tone, 200), rate)  # 10 minutes, which would ask for 100 GB
-    assert outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / "long.wav")[0] == 0
+    assert (
+        outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / "long.wav")[0]
+        == 0
+    )
     assert outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / ("n" * 246 + ".wav"))[0] == 0
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
     for out in (tmp_path / ("n" * 296 + ".wav"), tmp_path / "loop.wav"):
@@ -293,12 +341,34 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
     """The wheel's decoder thread aborted the process; a streamed wav claimed 4 GB."""
     text = " ".join(TEXTS * 8) if streamed else " ".join(TEXTS[3].split()[:-1] * 8)
     out = tmp_path / "a.wav"
-    line = [sys.executable, ROOT / "generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text", text, "--out", out, *["--stream"] * streamed]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    wait_for(lambda: process.poll() is not None or (out.exists() and out.stat().st_size > 20_000 if streamed else list(tmp_path.glob(".tmp.*"))))
+    line = [
+        sys.executable,
+        ROOT / "generate_sample.py",
+        "--model",
+        ROOT / "demo" / "bundle",
+        "--text",
+        text,
+        "--out",
+        out,
+        *["--stream"] * streamed,
+    ]
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    wait_for(
+        lambda: (
+            process.poll() is not None
+            or (out.exists() and out.stat().st_size > 20_000 if streamed else list(tmp_path.glob(".tmp.*")))
+        )
+    )
     process.send_signal(stop)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + stop and "abort" not in error and "terminate" not in error and "Traceback" not in error, error
+    assert (
+        process.returncode == 128 + stop
+        and "abort" not in error
+        and "terminate" not in error
+        and "Traceback" not in error
+    ), error
     assert not list(tmp_path.glob(".tmp.*"))
     if streamed:
         assert 0.3 < wav_seconds(out) < 100
@@ -308,7 +378,15 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
 
 def test_a_reader_that_leaves():
     """`generate_sample.py --dry-run | head -0` ended in BrokenPipeError."""
-    line = [sys.executable, ROOT / "generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text", TEXTS[0], "--dry-run"]
+    line = [
+        sys.executable,
+        ROOT / "generate_sample.py",
+        "--model",
+        ROOT / "demo" / "bundle",
+        "--text",
+        TEXTS[0],
+        "--dry-run",
+    ]
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
@@ -325,10 +403,14 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 @pytest.mark.parametrize("limit", [60_000, 200_000])
 def test_a_disk_that_fills_while_it_trains(limit, finished_run, cache, tmp_path):
-    """A limit on a file's size stands for the disk: safetensors and torch tell by errors of their own. One line, no half
-    checkpoint, and with room the same command continues."""
+    """A limit on a file's size stands for the disk: safetensors and torch tell by errors of their own. One line, no
+    half checkpoint, and with room the same command continues."""
     shutil.copytree(finished_run, tmp_path / "r")
-    line = [sys.executable, ROOT / "train.py", *map(str, [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 6])]
+    line = [
+        sys.executable,
+        ROOT / "train.py",
+        *map(str, [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 6]),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # noqa: E731
     full = subprocess.run(line, preexec_fn=small, env=env, capture_output=True, text=True)
@@ -367,13 +449,21 @@ def many_clips(corpus, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kind", ["data_prep", "data_prep on two", "train", "generate"])
 def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
-    """Killed again and again while it writes, and started again: what is there is whole at any moment, and in the end the same as
-    of a run that nobody killed. A launcher's processes are killed outright, one alone also asked to end."""
+    """Killed again and again while it writes, and started again: what is there is whole at any moment, and in the end
+    the same as of a run that nobody killed. A launcher's processes are killed outright, one alone also asked to end."""
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     line = {
         "data_prep": ["data_prep.py", "--corpus", many_clips, "--base", tiny_base],
         "train": ["train.py", *TRAIN, "--data", cache, "--max-steps", 8, "--eval-every", 1, "--keep", 9],
-        "generate": ["generate_sample.py", "--model", ROOT / "demo" / "bundle", "--text-file", tmp_path / "lines.txt", "--batch-size", 2],
+        "generate": [
+            "generate_sample.py",
+            "--model",
+            ROOT / "demo" / "bundle",
+            "--text-file",
+            tmp_path / "lines.txt",
+            "--batch-size",
+            2,
+        ],
     }[kind.split()[0]]
     line = [sys.executable, *(TWO if "two" in kind else []), ROOT / line[0], *line[1:], "--out"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -382,7 +472,14 @@ def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
     def start(out: Path) -> subprocess.Popen:
         if kind == "generate":
             out.mkdir(exist_ok=True)
-        return subprocess.Popen([*map(str, line), str(out)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        return subprocess.Popen(
+            [*map(str, line), str(out)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0, whole.stdout.read()
@@ -410,7 +507,13 @@ def essence(folder: Path) -> dict[str, str]:
     """SHA-256 of each file that must not depend on kills, under the name by which it looks whole: no clock in it."""
     found = digest(folder) if folder.is_dir() else {}
     clocked = ("args.json", "progress.jsonl", "state.json", "loss.png", "bundle.json", "optimizers.pt", "lines.txt")
-    return {name: value for name, value in found.items() if not any(p.startswith(".") for p in Path(name).parts) and "partial" not in name and Path(name).name not in clocked}
+    return {
+        name: value
+        for name, value in found.items()
+        if not any(p.startswith(".") for p in Path(name).parts)
+        and "partial" not in name
+        and Path(name).name not in clocked
+    }
 
 
 def test_an_adapter_no_wider_than_the_model(flow_lm):

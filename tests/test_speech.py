@@ -20,9 +20,22 @@ from pocket_arabic import speech
 from pocket_arabic.audio import read_audio
 from pocket_arabic.base import load_config, load_mimi, load_weights, tts_model
 from pocket_arabic.batch import Batch, Finished, Utterance, decode, noise_of, run
-from pocket_arabic.speech import EosWatch, Request, as_utterance, guide, load_bundle, prompt_state, speak, speak_batch, voice_state
+from pocket_arabic.speech import (
+    EosWatch,
+    Request,
+    as_utterance,
+    guide,
+    load_bundle,
+    prompt_state,
+    speak,
+    speak_batch,
+    voice_state,
+)
 
-ROUNDING = {"rtol": 0, "atol": 1e-3}  # grows from frame to frame: up to 3e-4 after 66 of them on a CPU with AVX2, less with AVX-512
+ROUNDING = {
+    "rtol": 0,
+    "atol": 1e-3,
+}  # grows from frame to frame: up to 3e-4 after 66 of them on a CPU with AVX2, less with AVX-512
 WORDS = "kataba AlT~aAlibu risaAlapF Tawiylapa Al>amadi >ilaY waAlidihi fiy Alqar*yapi"
 
 
@@ -45,7 +58,9 @@ def requests(model: TTSModel) -> list[Request]:
     for i in range(12):
         text = " ".join(itertools.islice(itertools.cycle(WORDS.split()), i + 1)) + "."
         prompt = torch.randn(5 * i, 32, generator=generator) * model.flow_lm.emb_std
-        found.append(Request(text, prompt_state(model, prompt) if i % 3 else init_states(model.flow_lm, 1, 1), seed=100 + i))
+        found.append(
+            Request(text, prompt_state(model, prompt) if i % 3 else init_states(model.flow_lm, 1, 1), seed=100 + i)
+        )
     return found
 
 
@@ -72,7 +87,9 @@ def test_a_sentence_is_the_same_by_the_wheel_alone_and_in_any_batch(model):
     utterances = [as_utterance(model, request, 0.06) for request in requests(model)]
     wheel = [by_the_wheel(model, u) for u in utterances]
     lengths = {len(latents) for latents, _ in wheel}
-    assert len(lengths) > 6 and {ended for _, ended in wheel} == {True, False}, "the model ends some sentences and not others"
+    assert len(lengths) > 6 and {ended for _, ended in wheel} == {True, False}, (
+        "the model ends some sentences and not others"
+    )
     alone = [by_batch(Batch(model, 1), [u])[0] for u in utterances]
     for size, order in ((12, range(12)), (5, range(12)), (5, [7, 2, 11, 0, 9, 4, 6, 1, 10, 3, 8, 5])):
         together = dict(zip(order, by_batch(Batch(model, size), [utterances[i] for i in order])))
@@ -99,15 +116,17 @@ def test_a_trained_sentence_has_no_bit_of_its_neighbours():
 
 @torch.no_grad()
 def z_of(lm: torch.nn.Module, prefix: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """z [F + 1, D] before each of normalised `latents` [F, C] and after, by the wheel's stateless path on the row after `prefix` [P, D]."""
+    """z [F + 1, D] before each of normalised `latents` [F, C] and after, by the wheel's stateless path on the row after
+    `prefix` [P, D]."""
     frames = lm.input_linear(torch.cat([lm.bos_emb[None], latents]))
     return lm.out_norm(lm.transformer(torch.cat([prefix, frames])[None], None))[0, len(prefix) :]
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_guidance_is_on_z_against_a_row_of_neither_text_nor_voice(model, weight):
-    """Each frame of a guided batch against float64: whole rows written out, one [bos_before_voice | prompt | text | ...] and one
-    [bos_before_voice | ...], z_null + w (z - z_null), the head once. The wheel's own loop, guided, speaks the same."""
+    """Each frame of a guided batch against float64: whole rows written out, one [bos_before_voice | prompt | text |
+    ...] and one [bos_before_voice | ...], z_null + w (z - z_null), the head once. The wheel's own loop, guided, speaks
+    the same."""
     model.guidance, lm = weight, copy.deepcopy(model.flow_lm).double()
     prompt = torch.randn(25, 32, generator=torch.Generator().manual_seed(5)) * lm.emb_std
     asked = [Request(r.chunk, prompt_state(model, prompt.float()), r.seed) for r in requests(model)]
@@ -194,15 +213,21 @@ def test_a_frame_reads_nothing_back(model):
     batch = Batch(model, 4)
     batch.add([as_utterance(model, request, None) for request in requests(model)[:3]])
     with torch.no_grad(), Watch():
-        addresses = [tensor.data_ptr() for tensor in (batch.position, batch.frame, batch.eos, batch.latent, batch.cache, batch.latents)]
+        addresses = [
+            tensor.data_ptr()
+            for tensor in (batch.position, batch.frame, batch.eos, batch.latent, batch.cache, batch.latents)
+        ]
         batch._frame(16, 64 * 3)
-    assert addresses == [tensor.data_ptr() for tensor in (batch.position, batch.frame, batch.eos, batch.latent, batch.cache, batch.latents)]
+    assert addresses == [
+        tensor.data_ptr()
+        for tensor in (batch.position, batch.frame, batch.eos, batch.latent, batch.cache, batch.latents)
+    ]
     assert batch.frame[:3].tolist() == [1, 1, 1]
 
 
 def test_graphs_take_the_same_frames(model, monkeypatch):
-    """The order of things around CUDA graphs, with graphs that are calls: the frame that warms up counts, a capture does not, a
-    graph of an old cache is dropped, idle rows run along."""
+    """The order of things around CUDA graphs, with graphs that are calls: the frame that warms up counts, a capture
+    does not, a graph of an old cache is dropped, idle rows run along."""
     shapes, graphs = [], []
 
     class Graph:
@@ -238,8 +263,9 @@ def test_graphs_take_the_same_frames(model, monkeypatch):
 
 
 def test_rows_of_a_product_are_enough():
-    """`LEAST`: from there on MKL's sums do not depend on the number of rows. A machine where they do speaks as well, but a
-    sentence may differ with its neighbours in the last bits of the first frames and audibly the same way at the end."""
+    """`LEAST`: from there on MKL's sums do not depend on the number of rows. A machine where they do speaks as well,
+    but a sentence may differ with its neighbours in the last bits of the first frames and audibly the same way at the
+    end."""
     weight, x = (torch.randn(n, 192, generator=torch.Generator().manual_seed(n)) for n in (768, 64))
     whole = x @ weight.T
     assert all(torch.equal(x[:n] @ weight.T, whole[:n]) for n in range(batches.LEAST, 65))

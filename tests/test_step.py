@@ -1,4 +1,5 @@
-"""A training step: how much work it gives Python, where its limit of time leads, and that nothing grows with the corpus."""
+"""A training step: how much work it gives Python, where its limit of time leads, and that nothing grows with the
+corpus."""
 
 import json
 import shutil
@@ -49,14 +50,29 @@ class Counted(train.Training):
 
 @pytest.mark.parametrize("flags", ["--optimizer muon --guide-steps 99", "--precision no --tune lora:4"])
 def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_path, monkeypatch):
-    """Per-row tensors once made a step of 16 rows 4,247 operations, 6,651 with the distillation term, one of 64 7,981 and 10,405:
-    a GPU was busy a sixth of the time. Counted: everything from the rows to the averages, in a step of the nano model."""
+    """Per-row tensors once made a step of 16 rows 4,247 operations, 6,651 with the distillation term, one of 64 7,981
+    and 10,405: a GPU was busy a sixth of the time. Counted: everything from the rows to the averages, in a step of the
+    nano model."""
     monkeypatch.setattr(train, "Training", Counted)
     found = {}
     for rows in (16, 64):
         Counted.operations, Counted.tensors = [], []
         AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the run before
-        argv = ["train.py", "--data", nano_cache, "--out", tmp_path / str(rows), "--batch-size", rows, "--max-steps", 3, "--epochs", 99, "--seed", 1]
+        argv = [
+            "train.py",
+            "--data",
+            nano_cache,
+            "--out",
+            tmp_path / str(rows),
+            "--batch-size",
+            rows,
+            "--max-steps",
+            3,
+            "--epochs",
+            99,
+            "--seed",
+            1,
+        ]
         argv += ["--eval-every", 0, "--sample-every", 0, "--init", "scratch", *flags.split()]
         monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
         train.main()
@@ -84,17 +100,35 @@ def random_cache(folder, utterances: int, base: str) -> None:
     frames = np.clip(rng.gamma(4.0, 13.2, utterances), 22, 160).astype(int)
     first = np.cumsum(frames) - frames
     with open(folder / "latents.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (int(frames.sum()), LATENT_DIM)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (int(frames.sum()), LATENT_DIM)}
+        )
         block = rng.standard_normal((10**5, LATENT_DIM), dtype=np.float32)
         for start in range(0, int(frames.sum()), len(block)):
             file.write(block[: int(frames.sum()) - start].tobytes())
     letters = np.array(list("AbtvjHxdrzsSDTZEgfqklmnhwyauio "))
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
         for i, (n, start) in enumerate(zip(frames.tolist(), first.tolist())):
-            row = {"id": str(i), "split": "valid" if i < utterances // 10 else "train", "speaker": "one", "duration_sec": n / 12.5}
-            row |= {"text_model": "".join(rng.choice(letters, int(n * 1.1))), "first_frame": start, "num_frames": n, "speech_end_sec": n / 12.5}
+            row = {
+                "id": str(i),
+                "split": "valid" if i < utterances // 10 else "train",
+                "speaker": "one",
+                "duration_sec": n / 12.5,
+            }
+            row |= {
+                "text_model": "".join(rng.choice(letters, int(n * 1.1))),
+                "first_frame": start,
+                "num_frames": n,
+                "speech_end_sec": n / 12.5,
+            }
             file.write(json.dumps(row) + "\n")
-    options = {"corpus": "random", "base": base, "encoder_sha256": train.encoder_hash(mimi), "head_sec": 0.1, "trim": True}
+    options = {
+        "corpus": "random",
+        "base": base,
+        "encoder_sha256": train.encoder_hash(mimi),
+        "head_sec": 0.1,
+        "trim": True,
+    }
     train.write_wav(folder / "voice.wav", 0.1 * rng.standard_normal(48000).astype(np.float32), 24000)
     (folder / "cache.json").write_text(json.dumps({"format_version": 1, "options": options, "hours": {"train": 1.0}}))
 
@@ -113,7 +147,8 @@ def test_order_of_a_large_corpus_takes_no_time():
 
 
 def test_a_cosine_is_down_whichever_limit_ends_the_run():
-    """On a slow machine the time ended runs whose rate was still at its peak: 150 of 900 steps in the quarter of an hour."""
+    """On a slow machine the time ended runs whose rate was still at its peak: 150 of 900 steps in the quarter of an
+    hour."""
     args = Namespace(lr=1.0, warmup_steps=10, schedule="cosine")
     rate = lambda step, share: train.learning_rate(args, step, 100, share)  # noqa: E731
     assert rate(0, 0.0) == 0.1 and rate(9, 0.05) == 1.0 and rate(10, 0.0) == 1.0
@@ -125,15 +160,21 @@ def test_a_cosine_is_down_whichever_limit_ends_the_run():
 
 
 def test_a_run_that_its_time_ends_has_come_down(cache, tmp_path):
-    """With the real clock: the last rate is at most 3 % of the peak, and the printed time left is right within a fifth."""
+    """With the real clock: the last rate is at most 3 % of the peak, and the printed time left is right within a
+    fifth."""
     flags = ["--schedule", "cosine", "--max-hours", 0.006, "--epochs", 10**6, "--eval-every", 0, "--log-every", 1]
     result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
     assert result.returncode == 0, result.stderr
     log = [r for r in read_jsonl(tmp_path / "r" / "progress.jsonl") if r["kind"] == "train"]
     assert len(log) > 40 and max(r["lr"] for r in log) > 9e-4 and log[-1]["lr"] < 0.03 * 1e-3
-    left = [float(line.split("left ")[1].split()[0]) for line in result.stdout.splitlines() if line.startswith("step 30/")]
+    left = [
+        float(line.split("left ")[1].split()[0]) for line in result.stdout.splitlines() if line.startswith("step 30/")
+    ]
     assert left[0] == pytest.approx((0.006 - log[29]["hours"]) * 60, abs=0.2 * 0.006 * 60)
-    fails(run("train.py", *TRAIN, "--schedule", "cosine", "--patience", 3, "--data", cache, "--out", tmp_path / "p"), "--patience")
+    fails(
+        run("train.py", *TRAIN, "--schedule", "cosine", "--patience", 3, "--data", cache, "--out", tmp_path / "p"),
+        "--patience",
+    )
 
 
 def test_pace_leaves_out_what_is_no_step():
@@ -160,8 +201,25 @@ def test_a_gradient_that_is_not_finite_stops_with_its_inputs(cache, finished_run
     latents[[r["first_frame"] + 3 for r in rows if r["split"] == "train"]] = np.nan
     np.save(tmp_path / "c" / "latents.npy", latents)
     base = finished_run / "bundle" / "arabic.yaml"
-    flags = ["--init", "base", "--base", base, "--data", tmp_path / "c", "--out", tmp_path / "r", "--max-steps", 3, "--eval-every", 0]
+    flags = [
+        "--init",
+        "base",
+        "--base",
+        base,
+        "--data",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "r",
+        "--max-steps",
+        3,
+        "--eval-every",
+        0,
+    ]
     fails(run("train.py", *TRAIN, *flags, "--sample-every", 0), "gradient not finite at step 0", "--lr")
     saved = torch.load(tmp_path / "r" / "not_finite_step_000000.pt", weights_only=True)
-    assert len(saved["ids"]) == 3 and {"kind", "target"} <= saved["last_part"].keys() and not torch.isfinite(saved["losses"]["loss"])
+    assert (
+        len(saved["ids"]) == 3
+        and {"kind", "target"} <= saved["last_part"].keys()
+        and not torch.isfinite(saved["losses"]["loss"])
+    )
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_000000"]

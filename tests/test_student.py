@@ -42,7 +42,9 @@ def test_a_student_learns_stops_continues_and_speaks(finished_run, shallow, cach
     for out, steps in ((whole, 4), (halves, 2), (halves, 4)):
         result = student(shallow, finished_run, cache, out, "--max-steps", steps)
         assert result.returncode == 0, result.stderr
-    assert digest(whole / "checkpoints") == digest(halves / "checkpoints") | {name: sha for name, sha in digest(whole / "checkpoints").items() if name.endswith("state.json")}
+    assert digest(whole / "checkpoints") == digest(halves / "checkpoints") | {
+        name: sha for name, sha in digest(whole / "checkpoints").items() if name.endswith("state.json")
+    }
     records = read_jsonl(whole / "progress.jsonl")
     errors = [r["valid_z_error"] for r in records if r["kind"] == "eval"]
     assert len(errors) == 3 and errors[-1] < errors[0] and all("z_error" in r for r in records if r["kind"] == "train")
@@ -52,15 +54,31 @@ def test_a_student_learns_stops_continues_and_speaks(finished_run, shallow, cach
     assert {n.split(".")[3] for n in found if n.startswith("flow_lm.transformer.layers.")} == {"0"}
     same = [n for n in found if n.startswith(("flow_lm.flow_net.", "flow_lm.out_eos.", "mimi."))]
     assert len(same) > 20 and all(torch.equal(found[n], taught[n]) for n in same)
-    result = run("generate_sample.py", "--model", whole, "--text", "هَلْ أَنْتَ بِخَيْرٍ؟", "--out", tmp_path / "a.wav", "--guidance", 1.5)
+    result = run(
+        "generate_sample.py",
+        "--model",
+        whole,
+        "--text",
+        ("هَلْ أَنْتَ بِخَيْرٍ؟"),
+        "--out",
+        tmp_path / "a.wav",
+        "--guidance",
+        1.5,
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_the_released_teacher_and_student_from_the_hub(tmp_path):
-    """english_2026-04_24l and english from a stand-in for the hub, with all their layers and narrow ones: prepare, teach, distil, speak."""
+    """english_2026-04_24l and english from a stand-in for the hub, with all their layers and narrow ones: prepare,
+    teach, distil, speak."""
     found = rehearse(tmp_path, width=32, rows=8, steps=2, batch=2)
-    teacher, student = (load_file(tmp_path / "runs" / name / "bundle" / "model.safetensors") for name in ("teacher", "student"))
-    depth = [1 + max(int(n.split(".")[3]) for n in state if n.startswith("flow_lm.transformer.layers.")) for state in (teacher, student)]
+    teacher, student = (
+        load_file(tmp_path / "runs" / name / "bundle" / "model.safetensors") for name in ("teacher", "student")
+    )
+    depth = [
+        1 + max(int(n.split(".")[3]) for n in state if n.startswith("flow_lm.transformer.layers."))
+        for state in (teacher, student)
+    ]
     assert depth == [24, 6] and found["speak"]["sec_of_speech"] > 0.3
 
 
@@ -84,7 +102,8 @@ def test_what_does_not_go_with_a_teacher(finished_run, shallow, tiny_base, cache
 
 
 def test_the_judge_prefers_the_recording(cache, tiny_base, flow_lm, monkeypatch):
-    """Its score is next to 0 for the recordings through the codec, and grows with what is done to them: cut, missed, of other sound."""
+    """Its score is next to 0 for the recordings through the codec, and grows with what is done to them: cut, missed, of
+    other sound."""
     from pocket_arabic import evaluation, speech
     from pocket_arabic.base import tts_model
     from pocket_arabic.cache import Cache
@@ -99,7 +118,9 @@ def test_the_judge_prefers_the_recording(cache, tiny_base, flow_lm, monkeypatch)
     recordings = [decode_latents(mimi, latents.slice(valid.first[r], valid.frames[r])) for r in rows]
 
     def scored(change, ended=True):
-        monkeypatch.setattr(evaluation, "speak_batch", lambda *_: [speech.Spoken(change(a), 0, ended, 0.0) for a in recordings])
+        monkeypatch.setattr(
+            evaluation, "speak_batch", lambda *_: [speech.Spoken(change(a), 0, ended, 0.0) for a in recordings]
+        )
         return judge.score(model)
 
     same = scored(lambda a: a)

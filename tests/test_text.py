@@ -172,14 +172,21 @@ def test_restored_marks_leave_what_is_given():
 
 
 def test_numbers_agree_with_pyarabic():
-    """Letter for letter, but for the noun, which PyArabic leaves undeclined (مئتان ألف, مئة وأربعة ألف), and for 1 and 2,
-    which it writes with a hamza and counts in the other gender than 3 to 10."""
+    """Letter for letter, but for the noun, which PyArabic leaves undeclined (مئتان ألف, مئة وأربعة ألف), and for 1 and
+    2, which it writes with a hamza and counts in the other gender than 3 to 10."""
     reference = pyarabic.number.ArNumbers()
     reference.set_feminine(2)
     candidates = [*range(1, 1200), *range(1200, 10**6, 997), *range(10**6, 10**9, 9_999_991)]
     numbers = [n for n in candidates if all(g % 10 not in (1, 2) for g in (n % 1000, n // 1000 % 1000, n // 10**6))]
     assert len(numbers) > 1000
-    undeclined = (("مئتا ", "مئتان "), ("ألفا", "ألف"), ("مليونا", "مليون"), ("آلاف", "ألف"), ("ملايين", "مليون"), (" ", ""))
+    undeclined = (
+        ("مئتا ", "مئتان "),
+        ("ألفا", "ألف"),
+        ("مليونا", "مليون"),
+        ("آلاف", "ألف"),
+        ("ملايين", "مليون"),
+        (" ", ""),
+    )
     for n in numbers:
         ours, theirs = "".join(c for c in number_to_words(n) if c not in arabic.MARKS), reference.int2str(str(n))
         for declined, plain in undeclined:
@@ -195,8 +202,37 @@ def test_reversible_and_idempotent_on_the_corpus():
         assert arabic.model_text(model, romanized=True) == (norm, model)
 
 
-LETTER = st.builds(lambda letter, marks: letter + "".join(marks), st.sampled_from(arabic.LETTERS + "ـیکہ"), st.lists(st.sampled_from(arabic.MARKS), max_size=3))
-OTHER = st.sampled_from([" ", "  ", "\u200f", ".", "،", ",", ":", "؛", "؟", "!", " ؟!", ".. ", '"', "(", ")", "12", "٣", "3.5", "7%", "1,250", "\n", "–"])
+LETTER = st.builds(
+    lambda letter, marks: letter + "".join(marks),
+    st.sampled_from(arabic.LETTERS + "ـیکہ"),
+    st.lists(st.sampled_from(arabic.MARKS), max_size=3),
+)
+OTHER = st.sampled_from(
+    [
+        " ",
+        "  ",
+        "\u200f",
+        ".",
+        "،",
+        ",",
+        ":",
+        "؛",
+        "؟",
+        "!",
+        " ؟!",
+        ".. ",
+        '"',
+        "(",
+        ")",
+        "12",
+        "٣",
+        "3.5",
+        "7%",
+        "1,250",
+        "\n",
+        "–",
+    ]
+)
 
 
 @settings(max_examples=10_000, deadline=None)
@@ -210,24 +246,30 @@ def test_reversible_and_idempotent_on_any_string(given):
     assert arabic.deromanise(model) == norm
     assert arabic.normalise(norm) == norm
     assert arabic.model_text(model, romanized=True) == (norm, model)
-    assert prepare_text_prompt(model, False, False, True, False, arabic.replace_characters())[0] == model  # stock tools read it as it is
+    # stock tools read it as it is
+    assert prepare_text_prompt(model, False, False, True, False, arabic.replace_characters())[0] == model
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from([c for c in arabic.ARABIC_TO_BUCKWALTER if c not in "ٱپچڤگ"]), min_size=1, max_size=40).map("".join))
+@given(
+    st.lists(
+        st.sampled_from([c for c in arabic.ARABIC_TO_BUCKWALTER if c not in "ٱپچڤگ"]), min_size=1, max_size=40
+    ).map("".join)
+)
 def test_romanisation_is_pyarabics_where_it_has_one(given):
     assert arabic.romanise(given) == pyarabic.trans.convert(given, "arabic", "tim")
 
 
 def test_phonemes_are_espeaks_ipa_with_the_punctuation():
-    assert arabic.model_text("هَلْ أَنْتَ بِخَيْرٍ؟", phonemes="espeak") == ("هَلْ أَنْتَ بِخَيْرٍ؟", "hal ʔanta biχairin?")
+    assert arabic.model_text(("هَلْ أَنْتَ بِخَيْرٍ؟"), phonemes="espeak") == ("هَلْ أَنْتَ بِخَيْرٍ؟", "hal ʔanta biχairin?")
     spoken = arabic.espeak_phonemes("قَالَ: نَعَمْ، سَأَذْهَبُ غَدًا.")
     assert [c for c in spoken if c in ".,;:!?"] == [",", "."] or [c for c in spoken if c in ",:."] == [":", ",", "."]
     assert not any(c in arabic.ARABIC_TO_BUCKWALTER for c in spoken)
 
 
 def test_both_orders_of_marks_are_one_text():
-    """NFC puts the vowel before shadda, people type shadda first; two orders in training and use would be two spellings."""
+    """NFC puts the vowel before shadda, people type shadda first; two orders in training and use would be two
+    spellings."""
     for sentence in SENTENCES[:200]:
         assert arabic.normalise(unicodedata.normalize("NFC", sentence)) == arabic.normalise(sentence)
 
