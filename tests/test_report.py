@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import statistics
 import sys
 from contextlib import suppress
 
@@ -440,6 +441,23 @@ def guidance_claims():
         for w in read("guidance.json")["weights"].values()
     )
     yield f"mean error without marks {none:.3f} without it, {some:.3f} with a weight of 1.5 and {more:.3f} with 2"
+
+
+def student_claims():
+    found = read("teacher_student.json")
+    groups: dict[tuple, list[dict]] = {}
+    for r in found["rows"]:
+        groups.setdefault((r["model"], r["guidance"]), []).append(r)
+    for (model, weight), rows in groups.items():
+        keys = ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean")
+        errors = [f"{statistics.mean(r[key] for r in rows):.3f}" for key in keys]
+        cpu = f"{statistics.mean(r['cpu_sec'] for r in rows):.0f}" if "cpu_sec" in rows[0] else ""
+        yield row(model, f"{weight:g}" if weight != 1 else "", *errors, cpu)
+    assert all(r["ends"] == 40 for r in found["rows"])
+    found = read("rehearsal.json")
+    for part, title in (("teach", "teach, 24 layers"), ("distil", "distil, 6 layers")):
+        p = found[part]
+        yield row(title, f"{p['step_sec']:.1f}", f"{p['memory_gib']:.1f}", f"{p['bundle_bytes'] / 1e9:.2f}")
 
 
 def short_claims():
