@@ -105,7 +105,7 @@ def rehearse(folder: Path, width: int | None, rows: int, steps: int, batch: int)
             found[what]["bundle_bytes"] = (folder / "runs" / out / "bundle" / "model.safetensors").stat().st_size
         text = run(
             "speak",
-            "generate_sample.py --model runs/student --romanized --text 'AlS~aboru mifotaAHu Alofaraji.' --out said.wav",
+            "generate_sample.py --model runs/student --romanized --text 'AlS~aboru mifotaAHu.' --out said.wav",
         )
         found["speak"]["sec_of_speech"] = float(re.search(r"([\d.]+) s of speech", text)[1])
     return found
