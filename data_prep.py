@@ -2,15 +2,14 @@
 """Corpus in, cache out: romanised text and Mimi latents, ready for train.py.
 
 Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the embedded corpus, or a folder with one of
-                  metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas,
-                  bars,
-                                  semicolons or tabs, by Python's csv
-                  metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
-                  metadata.jsonl  objects with the same names
-                  a .lab or .txt  beside each audio file; a folder in it is a speaker
-                  all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id
-                  is the file's path below the folder that all files share, without its suffix. Of several channels the
-                  mean is taken, or where they cancel or only some speak, the loudest;
+          metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas, bars,
+                          semicolons or tabs, by Python's csv
+          metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
+          metadata.jsonl  objects with the same names
+          a .lab or .txt  beside each audio file; a folder in it is a speaker
+          all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id is the
+          file's path below the folder that all files share, without its suffix. Of several channels the mean is taken,
+          or where they cancel or only some speak, the loudest;
         --base:   the Pocket TTS model whose codec encodes the audio (`english`, `demo`, a CONFIG.yaml).
 Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), codes.npy with --codes,
         rejects.jsonl (id, reason, line), voice.wav (a reference prompt), stats.json, stats.png (look at it: rejects by

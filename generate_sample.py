@@ -13,11 +13,10 @@ Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for
     echo "هَلْ أَنْتَ بِخَيْرٍ؟" | python generate_sample.py - --stream --out now.wav
     python generate_sample.py --text "ذهب الولد إلى المدرسة." --diacritize --pausal
     python generate_sample.py --text "AlS~aboru mifotaAHu Alofaraji." --romanized
-    python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run                   # what would be read,
-    no model run python generate_sample.py --model runs/clartts --push OWNER/NAME       # publish the bundle; then
-    --model OWNER/NAME python generate_sample.py --evaluate --data data/demo                  # how good is it, on the
-    test split? offline python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr
-    openai/whisper-large-v3
+    python generate_sample.py --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --dry-run       # what would be read, no model run
+    python generate_sample.py --model runs/clartts --push OWNER/NAME   # publish the bundle; then --model OWNER/NAME
+    python generate_sample.py --evaluate --data data/demo              # how good is it, on the test split? offline
+    python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr openai/whisper-large-v3
 
 Long texts are spoken in chunks, cut at the ends of sentences and clauses, and many chunks or lines as a batch, on a GPU
 where there is one. What a chunk sounds like depends on --seed and its own text, not on its neighbours. One that misses

@@ -126,4 +126,3 @@ RECIPE = (
     "--init scratch --weight-decay 0 --batch-size 3 --lr 1e-3 --warmup-steps 2 --eval-every 2 --sample-every 4 "
     "--log-every 1 --epochs 9 --precision no"
 )
-TRAIN = RECIPE.split()
