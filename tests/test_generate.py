@@ -132,14 +132,12 @@ def bundle(finished_run, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["arabic.yaml", "model.safetensors", "voice.wav", "tokenizer.json", "bundle.json"])
-def test_a_bundle_that_lacks_a_file_or_has_another_is_refused(name, bundle, tmp_path, monkeypatch, capsys):
+def test_a_bundle_that_has_another_file_is_refused(name, bundle, tmp_path, monkeypatch, capsys):
+    """One that reads well, but is not what the bundle was made with; damaged ones are test_robust.py's."""
     file = bundle / name
-    content = file.read_bytes()
-    file.write_bytes(b"{}" if name == "bundle.json" else content + b"\n")
+    file.write_bytes(b"{}" if name == "bundle.json" else file.read_bytes() + b"\n")
     line = refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
     assert name in line and ("SHA-256" in line or name == "bundle.json")
-    file.unlink()
-    assert name in refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
     assert not (tmp_path / "x.wav").exists()
 
 

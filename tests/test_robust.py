@@ -379,22 +379,24 @@ def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
     prepare = f"data_prep.py --corpus {many_clips} --base {tiny_base}"
     speak = f"generate_sample.py --model {ROOT}/demo/bundle --text-file {tmp_path}/lines.txt --batch-size 2"
     train = f"train.py {RECIPE} --data {cache} --max-steps 8 --eval-every 1 --keep 9"
-    lines = {"data_prep": prepare, "data_prep on two": f"{TWO} {prepare}", "train": train, "generate": speak}
-    line, rng, kills, done, pause = f"{lines[kind]} --out", random.Random(0), 0, 0, 3.0
+    line = {"data_prep": prepare, "train": train, "generate": speak}[kind.removesuffix(" on two")] + " --out"
+    rng, kills, done, pause = random.Random(0), 0, 0, 3.0
 
-    def begun(number: int) -> tuple[Path, subprocess.Popen]:
-        out = tmp_path / f"killed_{number}"
+    def folder(name: str) -> Path:
         if kind == "generate":
-            out.mkdir(exist_ok=True)
-        return out, start(line, out, stderr=subprocess.STDOUT, start_new_session=True)
+            (tmp_path / name).mkdir(exist_ok=True)
+        return tmp_path / name
 
-    whole, process = begun(-1)
-    result = ended(process)
-    assert result.returncode == 0, result.stdout
-    expected = essence(whole)
+    def begun(out: Path) -> subprocess.Popen:
+        launcher = TWO if "two" in kind else ""
+        return start(f"{launcher} {line}", out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    whole = run(line, folder("whole"))
+    assert whole.returncode == 0, whole.stderr
+    expected = essence(tmp_path / "whole")
     while kills < KILLS:
-        before = names(tmp_path / f"killed_{done}")
-        out, process = begun(done)
+        out = folder(f"killed_{done}")
+        before, process = names(out), begun(out)
         wait_for(lambda: names(out) != before or process.poll() is not None)  # noqa: B023
         time.sleep(rng.uniform(0, pause))
         stop = signal.SIGKILL if "two" in kind else rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
@@ -406,8 +408,8 @@ def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
         assert essence(out).items() <= expected.items()
         if result.returncode == 0:
             done, pause = done + 1, 0.7 * pause  # too late: a new folder, and a shorter wait
-    out, process = begun(done)
-    result = ended(process, 120)
+    out = folder(f"killed_{done}")
+    result = ended(begun(out), 120)
     assert result.returncode == 0 and essence(out) == expected, result.stdout
 
 
