@@ -50,14 +50,15 @@ def become(argv: list[str], cwd: Path, files: list[Path]) -> None:
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
     sys.argv = argv
+    sys.path.insert(0, f"{Path(argv[0]).parent}")
     runpy.run_path(argv[0], run_name="__main__")
 
 
 def start(line: str, *more: object, **options: object) -> subprocess.Popen:
-    """Start a script, or `-m` and what launches several, in an interpreter of its own. It tells each line as it prints
-    it; `options` are Popen's."""
+    """Start a script, or `-m` and what launches several, in an interpreter of its own; `options` are Popen's, `env` in
+    addition to what is there."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | options.pop("env", {})
+    environment = os.environ | options.pop("env", {})
     return subprocess.Popen([sys.executable, *words(line, *more)], env=environment, **pipes | options)
 
 

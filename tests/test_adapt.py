@@ -155,7 +155,7 @@ def test_parts_add_up_to_the_batch(flow_lm):
 
 # What `accelerate launch` runs for several GPUs; it has no such mode for CPUs without MPI.
 ON_TWO = "-m torch.distributed.run --standalone --nproc_per_node 2"
-ON_CPUS = {"ACCELERATE_USE_CPU": "true"}
+ON_CPUS = {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
 
 
 def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):

@@ -67,7 +67,7 @@ def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
     """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the
     bit."""
     line = f"train.py {RECIPE} --data {cache} --eval-every 5 --sample-every 0 --max-steps 12 --epochs 99 --keep 9 --out"
-    process = start(line, tmp_path / "killed")
+    process = start(line, tmp_path / "killed", env={"PYTHONUNBUFFERED": "1"})
     for printed in process.stdout:
         if printed.startswith("step 7/"):
             process.kill()

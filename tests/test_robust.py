@@ -111,8 +111,8 @@ def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tm
     """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or
     one line names the file. With every checkpoint damaged the run never starts anew by itself."""
     line = f"train.py {RECIPE} --data {cache} --max-steps 5 --out"
-    for name in RUN_FILES + CHECKPOINT_FILES:
-        folder = Path(shutil.copytree(finished_run, tmp_path / name.replace("/", "_")))
+    for number, name in enumerate(RUN_FILES + CHECKPOINT_FILES):
+        folder = Path(shutil.copytree(finished_run, tmp_path / f"{number}"))
         DAMAGE[how](folder / name)
         result = run(line, folder)
         if name in CHECKPOINT_FILES:
@@ -150,11 +150,10 @@ LINES = {"of no kind": '{"x": 1}', "a step that is none": '{"kind": "eval", "ste
 def test_odd_contents_are_named(finished_run, cache, tmp_path):
     """JSON that can be read and lacks what is wanted; a run whose checkpoints somebody deleted began anew and threw its
     bundle away."""
-    for word, change in ODD.items():
-        folder = Path(shutil.copytree(cache, tmp_path / f"c_{word}"))
+    for number, (word, change) in enumerate(ODD.items()):
+        folder = Path(shutil.copytree(cache, tmp_path / f"{number}"))
         change(folder)
-        result = run(f"train.py {RECIPE} --data {folder} --max-steps 1 --out {tmp_path}/r_{word}")
-        fails(result, word)
+        fails(run(f"train.py {RECIPE} --data {folder} --max-steps 1 --out {tmp_path / 'r'}"), word)
     line = f"train.py {RECIPE} --data {cache} --max-steps 5 --out"
     for name, record in LINES.items():
         folder = Path(shutil.copytree(finished_run, tmp_path / name))
@@ -181,8 +180,8 @@ def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path):
         result = run(f"train.py {RECIPE} --data {folder} --max-steps 1 --out {tmp_path}/run_{name}")
         if result.returncode or name not in ("stats.json", "rejects.jsonl"):
             fails(result, f"{folder}")
-    for file in sorted((finished_run / "bundle").iterdir()):
-        folder = Path(shutil.copytree(finished_run / "bundle", tmp_path / f"bundle_{file.name}"))
+    for number, file in enumerate(sorted((finished_run / "bundle").iterdir())):
+        folder = Path(shutil.copytree(finished_run / "bundle", tmp_path / f"{number}"))
         DAMAGE[how](folder / file.name)
         result = run(f"generate_sample.py --model {folder} --out {tmp_path}/a.wav --text", TEXTS[1])
         fails(result, file.name)
