@@ -21,7 +21,7 @@ sys.path.insert(0, f"{ROOT}")
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}"}
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "data_prep", "generate_sample"])
+FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 def words(line: str, *more: object) -> list[str]:
