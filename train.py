@@ -460,8 +460,8 @@ class Run:
         judged = next((r for r in records if "silent" in r and r["step"] == int(path.name[5:])), {})
         if judged and judged["silent"] == judged["spoken"]:
             raise UserError(
-                f"{path}, the best, says nothing but silence, so no bundle is made; look at {self.args.out / 'loss.png'}, "
-                "train longer, or begin again with another --lr and --out"
+                f"{path}, the best, says nothing but silence, so no bundle is made; look at "
+                f"{self.args.out / 'loss.png'}, train longer, or begin again with another --lr and --out"
             )
         try:
             state = self.steps.averaged(read_weights(path / "ema.safetensors", self.steps.ema.shadow))
