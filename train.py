@@ -449,13 +449,20 @@ class Run:
         self.accelerator.end_training()
 
     def export(self) -> None:
-        """bundle/ from the best checkpoint; from the last one if none was evaluated."""
-        bundle = self.folder.bundle
-        best = best_checkpoint(self.folder.checkpoints, self.folder.records())
+        """bundle/ from the best checkpoint; from the last one if none was evaluated. Raises UserError if all it says is
+        silence."""
+        bundle, records = self.folder.bundle, self.folder.records()
+        best = best_checkpoint(self.folder.checkpoints, records)
         path, name, score = best or (newest_checkpoint(self.folder.checkpoints), None, None)
         if exported(bundle) == path.name:
             print(f"{bundle} holds {path.name} already; nothing to do")
             return
+        judged = next((r for r in records if "silent" in r and r["step"] == int(path.name[5:])), {})
+        if judged and judged["silent"] == judged["spoken"]:
+            raise UserError(
+                f"{path}, the best, says nothing but silence, so no bundle is made; look at "
+                f"{self.args.out / 'loss.png'}, train longer, or begin again with another --lr and --out"
+            )
         try:
             state = self.steps.averaged(read_weights(path / "ema.safetensors", self.steps.ema.shadow))
         except Damaged as error:

@@ -308,10 +308,8 @@ class Utterances:
         kinds = np.broadcast_to([VOICE_START, PROMPT, TEXT, AUDIO_START, FRAME], counts.shape)
         length = counts.sum(1)
         row, column = ragged(length)
-        kind, index = (
-            np.repeat(kinds.ravel(), counts.ravel()),
-            np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1],
-        )
+        kind = np.repeat(kinds.ravel(), counts.ravel())
+        index = np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1]
         index[kind == TEXT] = np.concatenate(tokens)[index[kind == TEXT]]
         shape = size or len(mine), rounded(int(length.max()), bits)
         grid = np.zeros((2, *shape), np.int64)

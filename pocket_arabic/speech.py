@@ -338,14 +338,12 @@ def speak_batch(
 
 def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Utterance:
     """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
-    lm, options = (
-        model.flow_lm,
-        (
-            model.remove_semicolons,
-            model.append_terminal_punctuation,
-            model.capitalize_first_letter,
-            model.replace_characters,
-        ),
+    lm = model.flow_lm
+    options = (
+        model.remove_semicolons,
+        model.append_terminal_punctuation,
+        model.capitalize_first_letter,
+        model.replace_characters,
     )
     spaces = model.pad_with_spaces_for_short_inputs
     (text,) = split_into_best_sentences(lm.conditioner.tokenizer, request.chunk, 10**6, spaces, *options)
