@@ -6,6 +6,7 @@ an interpreter settles when it starts: the environment, and the order of sets (P
 processes do the same to the bit therefore run one of them by `start`.
 """
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import huggingface_hub.constants
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, f"{ROOT}")
@@ -31,24 +34,23 @@ def words(line: str, *more: object) -> list[str]:
 
 
 def run(line: str, *more: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script to its end, in the folder `cwd`. With an environment of its own it is no fork, since libraries read
-    theirs when they are imported."""
-    if environment:
-        return ended(start(line, *more, cwd=cwd, env=environment))
+    """Run a script to its end by a fork, in the folder `cwd`, with what `environment` adds."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=become, args=(words(line, *more), cwd or Path.cwd(), files))
+        process = FORKS.Process(target=become, args=(words(line, *more), cwd or Path.cwd(), files, environment))
         process.start()
         process.join()
         out, err = (file.read_text(encoding="utf-8", errors="surrogateescape") for file in files)
     return subprocess.CompletedProcess(line, process.exitcode, out, err)
 
 
-def become(argv: list[str], cwd: Path, files: list[Path]) -> None:
+def become(argv: list[str], cwd: Path, files: list[Path], environment: dict[str, str]) -> None:
     """In the forked process: be the script."""
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
+    os.environ |= environment
+    importlib.reload(huggingface_hub.constants)  # where the hub is, which it reads when it is imported
     sys.argv = argv
     sys.path.insert(0, f"{Path(argv[0]).parent}")
     runpy.run_path(argv[0], run_name="__main__")

@@ -317,7 +317,7 @@ def test_patience_stops_and_keeps_the_best(cache, tmp_path):
 
 def test_wandb_offline_needs_no_login(cache, tmp_path):
     line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 2 --sample-every 0 --wandb test"
-    result = run(line, HOME=str(tmp_path), WANDB_API_KEY="")
+    result = ended(start(line, env={"HOME": f"{tmp_path}", "WANDB_API_KEY": ""}))
     assert result.returncode == 0 and "offline" in result.stdout, result.stderr[-2000:]
     assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))
 

@@ -419,7 +419,7 @@ def release_hub(release: Path, lookalike: Path, gated: bool = False) -> Hub:
 def test_default_flags_at_the_real_architecture(release, lookalike, tmp_path):
     """`python data_prep.py --limit 40`: ClArTTS and the english base, 109.5M parameters, from an (imitated) hub."""
     with release_hub(release, lookalike) as hub:
-        result = run("data_prep.py --limit 40", cwd=tmp_path, **hub.environment(tmp_path / "hf"))
+        result = ended(start("data_prep.py --limit 40", cwd=tmp_path, env=hub.environment(tmp_path / "hf")))
     assert result.returncode == 0, result.stderr
     data = Cache(tmp_path / "data" / "clartts")
     assert (
