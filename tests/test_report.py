@@ -44,10 +44,8 @@ def check_python(words: list[str]) -> None:
     script, *args = words
     assert (ROOT / script).is_file(), script
     if "/" in script:
-        files = [
-            script,
-            *(["measure/harness.py"] if script.startswith("measure/") else []),
-        ]  # which has the flags they share
+        lent = {"measure": "measure/harness.py", "demo/train_base.py": "train.py"}  # whose flags they take, too
+        files = [script, *(lent[s] for s in (script, script.split("/")[0]) if s in lent)]
         source = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
         for flag in (a for a in args if a.startswith("--")):
             assert (
