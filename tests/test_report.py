@@ -77,7 +77,7 @@ def test_commands_exist_and_take_their_arguments(line, monkeypatch):
             known = {option for param in command.params for option in param.opts}
             assert {w for w in words[2:] if w.startswith("--")} <= known, words
         else:
-            assert words[0] in ("cd", "cmp", "echo", "hf", "source", "git", "apt-get") or is_listing(line), line
+            assert words[0] in ("cd", "cmp", "cp", "echo", "hf", "source", "git", "apt-get") or is_listing(line), line
 
 
 def is_listing(line: str) -> bool:
