@@ -6,9 +6,6 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 1000000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-# How the nano base learns Arabic in a quarter of an hour; the real base trains with train.py's defaults.
-DEMO := --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 100 --text-dropout 0.1 --distill-draws 2 --distill-head-only --guide-steps 300 --epochs 1000 --max-steps 900 --max-hours 0.25
-
 .DEFAULT_GOAL := help
 .PHONY: help demo speak test bench experiments lint clean
 
@@ -22,7 +19,7 @@ help:  ## this list
 
 demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare, train, speak (under 20 minutes on 2 cores)
 	$(BIN)/python data_prep.py --corpus demo
-	$(BIN)/python train.py --data data/demo $(DEMO)
+	$(BIN)/python train.py @demo/recipe.txt
 	$(BIN)/python generate_sample.py --model runs/demo --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out runs/demo/demo.wav
 	@echo "listen: runs/demo/demo.wav (aplay runs/demo/demo.wav, or any player)"
 

@@ -2,15 +2,14 @@
 """Corpus in, cache out: romanised text and Mimi latents, ready for train.py.
 
 Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the embedded corpus, or a folder with one of
-                  metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas,
-                  bars,
-                                  semicolons or tabs, by Python's csv
-                  metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
-                  metadata.jsonl  objects with the same names
-                  a .lab or .txt  beside each audio file; a folder in it is a speaker
-                  all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id
-                  is the file's path below the folder that all files share, without its suffix. Of several channels the
-                  mean is taken, or where they cancel or only some speak, the loudest;
+          metadata.csv    a header with file_name and text, if wanted split, speaker, chapter; with commas, bars,
+                          semicolons or tabs, by Python's csv
+          metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
+          metadata.jsonl  objects with the same names
+          a .lab or .txt  beside each audio file; a folder in it is a speaker
+          all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id is the
+          file's path below the folder that all files share, without its suffix. Of several channels the mean is taken,
+          or where they cancel or only some speak, the loudest;
         --base:   the Pocket TTS model whose codec encodes the audio (`english`, `demo`, a CONFIG.yaml).
 Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 [frames, 32]), codes.npy with --codes,
         rejects.jsonl (id, reason, line), voice.wav (a reference prompt), stats.json, stats.png (look at it: rejects by
@@ -42,6 +41,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from matplotlib import pyplot as plt
+from pocket_tts.modules.text_conditioner import Tokenizer
 from tqdm import tqdm
 
 from pocket_arabic import text as arabic
@@ -82,134 +82,81 @@ REASONS = 12  # and reasons of rejects
 # A clip cut in half, or with half its text, is read at twice or half its speaker's usual rate. The embedded corpus's
 # clips lie between 0.83 and 1.20 of it.
 FAR = 1.6
+# Options that change nothing in a cache, or that it records otherwise.
+NO_PART = ("out", "device", "corpus", "revision", "workers", "batch_sec")
 
 
 def build_parser() -> Parser:
     p = Parser(__doc__)
     g = p.add_argument_group("what")
-    g.add_argument(
-        "--corpus", type=filled, default="clartts", help="clartts, a dataset of the hub (owner/name), a folder, or demo"
-    )
-    g.add_argument(
-        "--base",
-        type=filled,
-        help=(
-            "whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else "
-            "english"
-        ),
-    )
+    more = "clartts, a dataset of the hub (owner/name), a folder, or demo"
+    g.add_argument("--corpus", type=filled, default="clartts", help=more)
+    more = "whose codec encodes: demo, a language (english), or a CONFIG.yaml; demo if the corpus is demo, else english"
+    g.add_argument("--base", type=filled, help=more)
     g.add_argument("--out", type=location, help="the cache's folder; default data/NAME after the corpus")
     g.add_argument("--limit", type=whole(1), help="use only the first N utterances of each split")
-    g = p.add_argument_group("a dataset of the hub, or a folder's header")
-    g.add_argument(
-        "--revision", type=filled, help="branch, tag or commit; default the newest, whose commit is recorded"
-    )
-    g.add_argument("--text-column", type=filled, default="text", help="the transcript; default %(default)s")
-    g.add_argument(
-        "--audio-column",
-        type=filled,
-        default="audio",
-        help=(
-            "an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the "
-            "files, default file_name"
-        ),
-    )
-    g.add_argument(
-        "--speaker-column", type=filled, help="the speaker's name; default one speaker, or a folder's column speaker"
-    )
-    g.add_argument(
-        "--split-map",
-        default=",".join(f"{k}={v}" for k, v in HUB_SPLITS.items()),
-        help="the dataset's splits and what they are here: train, valid or test",
-    )
-    g = p.add_argument_group("text")
-    g.add_argument(
-        "--romanized",
-        action="store_true",
-        help=(
-            "the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is"
-        ),
-    )
-    g.add_argument(
-        "--phonemes",
-        choices=("espeak",),
-        help=(
-            "IPA instead of Buckwalter: for a base whose tokenizer cannot take Buckwalter; stock tools then read "
-            "IPA only"
-        ),
-    )
-    g.add_argument(
-        "--substitute",
-        default="",
-        help=(
-            "Buckwalter symbols the tokenizer does not know and what to write for them: '{=W,|=X'; bundles carry "
-            "the table"
-        ),
-    )
-    g.add_argument(
-        "--letters-per-sec",
-        type=real(0, 1000),
-        nargs=2,
-        default=(2.0, 25.0),
-        metavar=("MIN", "MAX"),
-        help="reject what is read slower or faster: text of another clip",
-    )
-    g = p.add_argument_group("audio")
-    g.add_argument(
-        "--min-sec", type=real(0.05, 3600), default=1.0, help="reject shorter utterances, in seconds after trimming"
-    )
-    g.add_argument(
-        "--max-sec", type=real(0.05, 3600), default=20.0, help="reject longer utterances, in seconds after trimming"
-    )
-    g.add_argument(
-        "--trim",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="cut silence from both ends, keeping --head-sec and --tail-sec of it",
-    )
-    g.add_argument(
-        "--floor-db", type=real(1, 200), default=40.0, help="silence is this far below the loudest 20 ms, in dB"
-    )
-    g.add_argument("--head-sec", type=real(0, 60), default=0.1, help="silence kept before the first word")
-    g.add_argument(
-        "--tail-sec",
-        type=real(0, 60),
-        default=0.6,
-        help=(
-            "silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 "
-            "%% (kyutai-labs/pocket-tts#306)"
-        ),
-    )
-    g.add_argument(
-        "--min-level-db",
-        type=real(-200, 0),
-        default=-45.0,
-        help="reject quieter speech: root mean square after trimming, in dB of full scale",
-    )
-    g.add_argument("--max-clipped", type=real(0, 1), default=1e-3, help="reject a larger share of samples in flat tops")
+    corpus_options(p.add_argument_group("a dataset of the hub, or a folder's header"))
+    text_options(p.add_argument_group("text"))
+    audio_options(p.add_argument_group("audio"))
     g = p.add_argument_group("codes")
-    g.add_argument(
-        "--codes",
-        type=whole(1, 32),
-        help="also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none",
-    )
-    g.add_argument(
-        "--codes-weights", type=filled, help="moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)"
-    )
+    more = "also cache K discrete Mimi codes a frame, 1 to 32, with moshi; no part of training, whose model has none"
+    g.add_argument("--codes", type=whole(1, 32), metavar="K", help=more)
+    more = "moshi's Mimi weights; default from the hub (kyutai/moshiko-pytorch-bf16)"
+    g.add_argument("--codes-weights", type=filled, help=more)
     g = p.add_argument_group("machine")
-    g.add_argument("--device", type=filled, help="where the codec runs; default the GPU of the process, else cpu")
-    g.add_argument(
-        "--batch-sec",
-        type=real(0, 1e5),
-        help=(
-            "seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, "
-            "where batches do not pay"
-        ),
-    )
-    g.add_argument(
-        "--workers", type=whole(1, 256), default=2, help="threads that read, resample and trim while the codec encodes"
-    )
+    more = "where the codec runs; default the GPU of the process, else cpu"
+    g.add_argument("--device", type=filled, help=more)
+    more = "seconds of audio, padding included, encoded at a time; default 120 on a GPU, one clip on a CPU, where "
+    more += "batches do not pay"
+    g.add_argument("--batch-sec", type=real(0, 1e5), help=more)
+    more = "threads that read, resample and trim while the codec encodes"
+    g.add_argument("--workers", type=whole(1, 256), default=2, help=more)
     return p
+
+
+def corpus_options(g: argparse._ArgumentGroup) -> None:
+    more = "branch, tag or commit; default the newest, whose commit is recorded"
+    g.add_argument("--revision", type=filled, help=more)
+    g.add_argument("--text-column", type=filled, default="text", help="the transcript; default %(default)s")
+    more = "an Audio feature, or a list of samples with a sampling_rate column beside it; of a folder the files, "
+    more += "default file_name"
+    g.add_argument("--audio-column", type=filled, default="audio", help=more)
+    more = "the speaker's name; default one speaker, or a folder's column speaker"
+    g.add_argument("--speaker-column", type=filled, help=more)
+    splits = ",".join(f"{k}={v}" for k, v in HUB_SPLITS.items())
+    more = "the dataset's splits and what they are here: train, valid or test"
+    g.add_argument("--split-map", default=splits, help=more)
+
+
+def text_options(g: argparse._ArgumentGroup) -> None:
+    more = "the corpus's text is what the model reads already (Buckwalter, or a base's own language): take it as it is"
+    g.add_argument("--romanized", action="store_true", help=more)
+    more = "IPA instead of Buckwalter, for a base whose tokenizer cannot take that; stock tools then read IPA only"
+    g.add_argument("--phonemes", choices=("espeak",), help=more)
+    more = "Buckwalter symbols the tokenizer does not know and what to write for them, in bundles too: '{=W,|=X'"
+    g.add_argument("--substitute", default="", help=more)
+    style = {"nargs": 2, "default": (2.0, 25.0), "metavar": ("MIN", "MAX")}
+    more = "reject what is read slower or faster: text of another clip"
+    g.add_argument("--letters-per-sec", type=real(0, 1000), help=more, **style)
+
+
+def audio_options(g: argparse._ArgumentGroup) -> None:
+    more = "reject shorter utterances, in seconds after trimming"
+    g.add_argument("--min-sec", type=real(0.05, 3600), default=1.0, help=more)
+    more = "reject longer utterances, in seconds after trimming"
+    g.add_argument("--max-sec", type=real(0.05, 3600), default=20.0, help=more)
+    more = "cut silence from both ends, keeping --head-sec and --tail-sec of it"
+    g.add_argument("--trim", action=argparse.BooleanOptionalAction, default=True, help=more)
+    more = "silence is this far below the loudest 20 ms, in dB"
+    g.add_argument("--floor-db", type=real(1, 200), default=40.0, help=more)
+    g.add_argument("--head-sec", type=real(0, 60), default=0.1, help="silence kept before the first word")
+    more = "silence kept after the last word; 0.6 s against 0.2 s cut Indonesian word errors from 24.4 to 13.5 %% "
+    more += "(kyutai-labs/pocket-tts#306)"
+    g.add_argument("--tail-sec", type=real(0, 60), default=0.6, help=more)
+    more = "reject quieter speech: root mean square after trimming, in dB of full scale"
+    g.add_argument("--min-level-db", type=real(-200, 0), default=-45.0, help=more)
+    more = "reject a larger share of samples in flat tops"
+    g.add_argument("--max-clipped", type=real(0, 1), default=1e-3, help=more)
 
 
 def parse_args() -> argparse.Namespace:
@@ -633,17 +580,32 @@ def places(found: list[dict]) -> str:
     return what + ", ".join(names) + (", ..." if len(found) > 5 else "")
 
 
+def spelt(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, dict]:
+    """How the tokenizer spells every symbol of romanised text. Raises UserError if it cannot spell one."""
+    symbols = audit(tokenizer, "".join(args.substitute.get(c, c) for c in arabic.FROM_MODEL if c != " "))
+    if unknown := " ".join(s for s, entry in symbols.items() if not entry["known"]):
+        raise UserError(
+            f"base {args.base}: its tokenizer does not know {unknown}; write others for them (--substitute "
+            f"'{unknown[0]}=W'), or use --phonemes espeak"
+        )
+    return symbols
+
+
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {device}: not usable here ({str(error).splitlines()[0]}); use --device cpu"
+        ) from None
+
+
 def main() -> None:
     args = parse_args()
     use_all_cores()
     state = PartialState(cpu=args.device == "cpu")
     args.device = str(args.device or state.device)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); use --device cpu"
-        ) from None
+    check_device(args.device)
 
     # 1. The base and the corpus, checked before anything slow.
     recorded = recorded_options(args.out) or {}
@@ -654,29 +616,13 @@ def main() -> None:
     config = load_config(args.base)
     weights = load_weights(config)
     tokenizer = load_tokenizer(config)
-    symbols = (
-        {}
-        if args.phonemes
-        else audit(tokenizer, "".join(args.substitute.get(c, c) for c in arabic.FROM_MODEL if c != " "))
-    )
-    unknown = " ".join(s for s, entry in symbols.items() if not entry["known"])
-    if unknown:
-        raise UserError(
-            f"base {args.base}: its tokenizer does not know {unknown}; write others for them (--substitute "
-            f"'{unknown[0]}=W'), or use --phonemes espeak"
-        )
+    symbols = {} if args.phonemes else spelt(args, tokenizer)
     mimi = load_mimi(config, weights)
 
     # 2. The cache: new, to be continued, or done.
-    options = {
-        k: v for k, v in vars(args).items() if k not in ("out", "device", "corpus", "revision", "workers", "batch_sec")
-    }
-    options |= {
-        "corpus": corpus.name,
-        "corpus_revision": corpus.revision,
-        "encoder_sha256": encoder_hash(mimi),
-        "letters_per_sec": list(args.letters_per_sec),
-    }
+    options = {k: v for k, v in vars(args).items() if k not in NO_PART}
+    options |= {"corpus": corpus.name, "corpus_revision": corpus.revision, "encoder_sha256": encoder_hash(mimi)}
+    options["letters_per_sec"] = list(args.letters_per_sec)
     writer = CacheWriter(args.out, options)
     if writer.complete:
         Cache(args.out)  # raises UserError for one that has been damaged since
@@ -701,16 +647,12 @@ def main() -> None:
         writer.discard()
         reasons = "; ".join(f"{found[0]['reason']}, {places(found)}" for found in list(by_reason(rejects).values())[:3])
         raise UserError(f"{args.corpus}: none of its {len(rejects)} utterances can be used: {reasons}")
-    stats = statistics(
-        rows, rejects, np.load(args.out / "latents.npy", mmap_mode="r"), tokenizer, symbols, corpus.lines
-    )
+    latents = np.load(args.out / "latents.npy", mmap_mode="r")
+    stats = statistics(rows, rejects, latents, tokenizer, symbols, corpus.lines)
     write_json(args.out / "stats.json", stats)
     plot_statistics(args.out / "stats.png", rows, rejects, stats, args.out / "voice.wav", mimi, args.device)
-    writer.finish(
-        rows,
-        rejects,
-        {"counts": stats["utterances"], "hours": stats["hours"], "speakers": sorted({r["speaker"] for r in rows})},
-    )
+    speakers = sorted({row["speaker"] for row in rows})
+    writer.finish(rows, rejects, {"counts": stats["utterances"], "hours": stats["hours"], "speakers": speakers})
     report(args, rows, rejects, stats)
 
 

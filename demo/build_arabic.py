@@ -2,8 +2,8 @@
 """Make more speech of the corpus's voice, for demo/bundle: the embedded corpus and some thousand word lists beside it.
 
     apt-get install espeak-ng
-    python demo/build_arabic.py --out data/arabic_corpus                  # 4,000 clips more, some 6 hours, not
-    committed python data_prep.py --corpus data/arabic_corpus --base demo --out data/arabic
+    python demo/build_arabic.py --out data/arabic_corpus       # 4,000 clips more, some 6 hours, not committed
+    python data_prep.py --corpus data/arabic_corpus --base demo --out data/arabic
 
 A word list has no sense, but every sound in every neighbourhood: six words in ten are drawn from the corpus's training
 sentences, the others are pseudo-words from roots and patterns, as demo/train_codec.py hears them. No list holds a

@@ -4,8 +4,8 @@
 Reads   demo/sentences.txt (our own vocalised sentences, one a line).
 Writes  demo/corpus/clips/NNNN.ogg (Opus, 24 kHz), metadata.csv (file_name,text,split, Arabic script), coverage.json.
 
-    python demo/build_corpus.py            # needs espeak-ng (Debian: apt-get install espeak-ng); 1.51 made the
-    committed clips python demo/build_corpus.py --check    # only checks the sentences and rewrites coverage.json
+    python demo/build_corpus.py            # needs espeak-ng (apt-get install espeak-ng); 1.51 made the committed clips
+    python demo/build_corpus.py --check    # only checks the sentences and rewrites coverage.json
 
 40 sentences are held out for validation and 40 for test, chosen by hash among those that share at most half of their
 words with any other sentence, so nothing near a held-out sentence is trained on.

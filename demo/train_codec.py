@@ -287,6 +287,82 @@ def parse_args() -> argparse.Namespace:
     return p.parse_args()
 
 
+class Training:
+    """Codec, discriminators, optimisers and averages, and where they are; the checkpoint continues exactly there."""
+
+    def __init__(self, args: argparse.Namespace, audio: np.ndarray):
+        self.args, self.audio, self.checkpoint = args, audio, args.work / "checkpoint.pt"
+        self.mimi, self.critic, self.distance = load_mimi(args.config), Discriminators(), SpectralDistance()
+        for name, module in (("codec", self.mimi), ("discriminators", self.critic)):
+            print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
+        style = {"betas": (0.8, 0.99), "weight_decay": 0.01}
+        self.optimiser = torch.optim.AdamW(self.mimi.parameters(), args.lr, **style)
+        self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), 0.4 * args.lr, **style)
+        self.ema = {k: v.clone() for k, v in self.mimi.state_dict().items()}
+        self.step, self.spent = 0, 0.0
+        self.parts = {name: getattr(self, name) for name in ("mimi", "critic", "optimiser", "critic_optimiser")}
+        if self.checkpoint.exists():
+            saved = torch.load(self.checkpoint, weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+            self.critic_optimiser.param_groups[0]["lr"] = 0.4 * args.lr
+            self.ema, self.step, self.spent = saved["ema"], saved["step"], saved["spent"]
+            print(f"continuing at step {self.step}, {self.spent / 3600:.2f} h spent", flush=True)
+        self.rng = np.random.default_rng([args.seed, self.step])
+
+    def save(self) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        tmp = self.checkpoint.with_suffix(".tmp")
+        torch.save({**state, "ema": self.ema, "step": self.step, "spent": self.spent}, tmp)
+        os.replace(tmp, self.checkpoint)
+
+    def take_step(self, share: float) -> dict[str, float]:
+        """One update at `share` of the time; what it is logged with."""
+        args, mimi = self.args, self.mimi
+        lr = args.lr * min(1.0, (self.step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        self.optimiser.param_groups[0]["lr"] = lr
+        real = draw_batch(self.audio, args.batch_size, args.frames, self.rng)
+        latents = mimi.encode_to_latent(real)
+        std, mean = latents.std((0, 1)), latents.mean((0, 1))
+        level = torch.rand(len(real), 1, 1) * args.noise
+        fake = decode(mimi, latents + level * std * torch.randn_like(latents))
+        spectral = self.distance(fake, real)
+        moments = (std.log() ** 2).mean() + (mean**2).mean()
+        loss, record = spectral + 0.02 * moments, {}
+        if share >= args.warmup_share:
+            more, record = self.against_critic(real, fake)
+            loss = loss + more
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(mimi.parameters(), 1.0)
+        self.optimiser.step()
+        for k, v in mimi.state_dict().items():
+            self.ema[k].lerp_(v, 0.002 if self.step > 1000 else 0.05)
+        self.step += 1
+        found = {"spectral": spectral, "moments": moments, "grad_norm": norm, **record}
+        return {"lr": lr, **{name: value.item() for name, value in found.items()}}
+
+    def against_critic(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Train the discriminators on a batch; their part of the codec's loss, and the parts of it."""
+        critic = self.critic
+        self.critic_optimiser.zero_grad()
+        pairs = zip(critic(real), critic(fake.detach()))
+        critic_loss = torch.stack([F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in pairs]).mean()
+        critic_loss.backward()
+        self.critic_optimiser.step()
+        critic.requires_grad_(False)
+        with torch.no_grad():
+            real_maps = critic(real)
+        adversarial, features = generator_terms(critic(fake), real_maps)
+        critic.requires_grad_(True)
+        record = {"critic": critic_loss, "adversarial": adversarial, "features": features}
+        return 0.1 * adversarial + 0.5 * features, record
+
+    def log(self, record: dict) -> None:
+        with open(self.args.work / "progress.jsonl", "a") as f:
+            f.write(json.dumps(record) + "\n")
+
+
 def main() -> None:
     args = parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -299,97 +375,26 @@ def main() -> None:
     audio = np.load(args.work / "audio.npy")
     print(f"{len(audio) / SAMPLE_RATE / 3600:.2f} h of audio", flush=True)
 
-    # 2. Model, discriminators, optimisers.
-    mimi, critic, distance = load_mimi(args.config), Discriminators(), SpectralDistance()
-    for name, module in (("codec", mimi), ("discriminators", critic)):
-        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
-    optimiser = torch.optim.AdamW(mimi.parameters(), args.lr, betas=(0.8, 0.99), weight_decay=0.01)
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), 0.4 * args.lr, betas=(0.8, 0.99), weight_decay=0.01)
-    ema = {k: v.clone() for k, v in mimi.state_dict().items()}
-    step, spent = 0, 0.0
-    checkpoint = args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        mimi.load_state_dict(saved["mimi"])
-        critic.load_state_dict(saved["critic"])
-        optimiser.load_state_dict(saved["optimiser"])
-        critic_optimiser.load_state_dict(saved["critic_optimiser"])
-        critic_optimiser.param_groups[0]["lr"] = 0.4 * args.lr
-        ema, step, spent = saved["ema"], saved["step"], saved["spent"]
-        print(f"continuing at step {step}, {spent / 3600:.2f} h spent", flush=True)
-    rng = np.random.default_rng([args.seed, step])
-    with open(args.work / "progress.jsonl", "a") as f:
-        f.write(json.dumps({"step": step, "args": {k: str(v) for k, v in vars(args).items()}}) + "\n")
-
-    # 3. Steps.
-    budget, last, logged = args.hours * 3600, time.monotonic(), time.monotonic()
-    while spent < budget:
-        share = spent / budget
-        lr = args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        optimiser.param_groups[0]["lr"] = lr
-        adversarial_on = share >= args.warmup_share
-        real = draw_batch(audio, args.batch_size, args.frames, rng)
-        latents = mimi.encode_to_latent(real)
-        std, mean = latents.std((0, 1)), latents.mean((0, 1))
-        level = torch.rand(len(real), 1, 1) * args.noise
-        fake = decode(mimi, latents + level * std * torch.randn_like(latents))
-        spectral = distance(fake, real)
-        moments = (std.log() ** 2).mean() + (mean**2).mean()
-        loss = spectral + 0.02 * moments
-        record = {}
-        if adversarial_on:
-            critic_optimiser.zero_grad()
-            terms = [
-                F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(critic(real), critic(fake.detach()))
-            ]
-            critic_loss = torch.stack(terms).mean()
-            critic_loss.backward()
-            critic_optimiser.step()
-            critic.requires_grad_(False)
-            with torch.no_grad():
-                real_maps = critic(real)
-            adversarial, features = generator_terms(critic(fake), real_maps)
-            critic.requires_grad_(True)
-            loss = loss + 0.1 * adversarial + 0.5 * features
-            record = {"critic": critic_loss.item(), "adversarial": adversarial.item(), "features": features.item()}
-        optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(mimi.parameters(), 1.0)
-        optimiser.step()
-        for k, v in mimi.state_dict().items():
-            ema[k].lerp_(v, 0.002 if step > 1000 else 0.05)
-        step += 1
+    # 2. Steps.
+    training = Training(args, audio)
+    training.log({"step": training.step, "args": {k: str(v) for k, v in vars(args).items()}})
+    budget, last, saved = args.hours * 3600, time.monotonic(), time.monotonic()
+    while training.spent < budget:
+        record = training.take_step(training.spent / budget)
         now = time.monotonic()
-        spent, last = spent + now - last, now
-        if step % 50 == 0 or spent >= budget:
-            record = {
-                "step": step,
-                "hours": round(spent / 3600, 4),
-                "lr": lr,
-                "spectral": spectral.item(),
-                "moments": moments.item(),
-                "grad_norm": norm.item(),
-                **record,
-            }
-            with open(args.work / "progress.jsonl", "a") as f:
-                f.write(json.dumps(record) + "\n")
+        training.spent, last = training.spent + now - last, now
+        over = training.spent >= budget
+        if training.step % 50 == 0 or over:
+            record = {"step": training.step, "hours": round(training.spent / 3600, 4), **record}
+            training.log(record)
             print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
-        if now - logged > 300 or spent >= budget:
-            logged = now
-            state = {
-                "mimi": mimi.state_dict(),
-                "critic": critic.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "critic_optimiser": critic_optimiser.state_dict(),
-                "ema": ema,
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        if now - saved > 300 or over:
+            saved = now
+            training.save()
 
-    # 4. Unit variance exactly, then the weights file.
-    mimi.load_state_dict(ema)
+    # 3. Unit variance exactly, then the weights file.
+    mimi = training.mimi
+    mimi.load_state_dict(training.ema)
     with torch.no_grad():
         rng = np.random.default_rng(args.seed)
         latents = torch.cat([mimi.encode_to_latent(draw_batch(audio, 16, 50, rng)) for _ in range(8)])
@@ -397,7 +402,7 @@ def main() -> None:
     tmp = args.out.with_suffix(".tmp")
     save_file({f"mimi.{k}": v.contiguous() for k, v in mimi.state_dict().items()}, tmp)
     os.replace(tmp, args.out)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB after {step} steps")
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB after {training.step} steps")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,8 @@ from pocket_arabic.run import UserError, command, location, provenance, read_jso
 DATA = ROOT / "data" / "demo"
 LIST = Path(__file__).with_name("experiments.txt")
 COMMON = (
-    "--data data/demo --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 40 --text-dropout "
-    "0.1 "
-    "--distill-draws 2 --distill-head-only --guide-steps 90 --epochs 1000 --eval-every 125 --sample-every 0"
+    "--data data/demo --batch-size 16 --optimizer muon --lr 1e-3 --schedule cosine --warmup-steps 40 "
+    "--text-dropout 0.1 --distill-draws 2 --epochs 1000 --eval-every 125 --sample-every 0"
 )
 READ_BARE = ("base", "mark-dropout", "stripped")  # spoken from bare text too
 SPOKEN = (

@@ -6,8 +6,7 @@ Writes  --out, JSON: for each way of running a step its steps a second, memory a
 
     make bench                                             # runs it where there is a GPU, some 6 minutes
     python measure/gpu_training.py --tiny --out try.json   # does it run? any CPU
-    python measure/gpu_training.py --beside "python step_speed.py --ways graphs,both"   # and what that command prints,
-    in JSON lines
+    python measure/gpu_training.py --beside "python step_speed.py"   # and what that command prints, in JSON lines
 
 The first steps launch, record and compile; what counts is the median of the later ones, each of 20 steps, beside their
 mean.

@@ -3,8 +3,9 @@
 depth and a shallow one that learnt its guided output; and as shallow a model trained plainly for the same CPU time.
 
 Reads   data/demo, and an adapted base of each seed, RUNS/base-SEED (make demo's recipe with --seed SEED --out
-RUNS/base-SEED). Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU
-seconds, and the commands.
+        RUNS/base-SEED).
+Writes  RUNS/{same,shallow,plain}-SEED, and --out, JSON: errors of each model by the recogniser, CPU seconds, and the
+        commands.
 
     python measure/teacher_student.py
 
@@ -32,7 +33,7 @@ COMMON = (
     "--sample-every 0 --eval-every 150"
 )
 # as in make demo, from layers that read already
-PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2 --distill-head-only"
+PLAIN = "--lr 1e-3 --text-dropout 0.1 --distill-draws 2"
 
 
 def shallow_base(folder: Path, teacher: Path | None) -> Path:

@@ -3,7 +3,9 @@ optimiser."""
 
 import copy
 import logging
+import math
 import re
+from dataclasses import dataclass
 
 import torch
 from pocket_tts.models.flow_lm import FlowLMModel
@@ -32,13 +34,11 @@ def freezes_head(tune: str, freeze_head: bool | None) -> bool:
     return kind == "text" or (kind == "lora" if freeze_head is None else freeze_head)
 
 
-def set_trainable(
-    flow_lm: FlowLMModel, tune: str, freeze_head: bool | None, lora_alpha: float | None, lora_dropout: float
-) -> None:
+def set_trainable(flow_lm: FlowLMModel, tune: str, freeze_head: bool | None = None) -> None:
     """Set `requires_grad` on every parameter; with `lora:R` first put adapters into the transformer's linear layers.
 
     last:N  the last N layers, text embedding, output norm, head
-    lora:R  adapters of rank R (scale alpha / R, alpha 2 R by default), text embedding
+    lora:R  adapters of rank R (scale 2, alpha being 2 R, and no dropout), text embedding
     text    the text embedding
     Raises UserError if the model has fewer than N layers, or is narrower than R.
     """
@@ -53,10 +53,7 @@ def set_trainable(
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from peft import LoraConfig, inject_adapter_in_model  # here, because it imports transformers: seconds
 
-        alpha = 2 * number if lora_alpha is None else lora_alpha
-        inject_adapter_in_model(
-            LoraConfig(r=number, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=ADAPTED), flow_lm
-        )
+        inject_adapter_in_model(LoraConfig(r=number, lora_alpha=2 * number, target_modules=ADAPTED), flow_lm)
     layers = [f"transformer.layers.{i}." for i in range(num_layers - number, num_layers)]
     chosen = {
         "full": [""],
@@ -68,6 +65,22 @@ def set_trainable(
     chosen = tuple(chosen) if frozen else (*chosen, *HEAD)
     for name, parameter in flow_lm.named_parameters():
         parameter.requires_grad_((name.startswith(chosen) and not name.startswith(frozen)) or ".lora_" in name)
+
+
+def parts_table(flow_lm: FlowLMModel) -> str:
+    """What trains, by parts of the model."""
+    parts: dict[str, list[int]] = {}
+    for name, parameter in flow_lm.named_parameters():
+        depth = 3 if name.startswith("transformer.layers.") else 1
+        part = ".".join(name.split(".")[:depth]) if "." in name else "bos, speaker_proj"
+        sizes = parts.setdefault(part, [0, 0])
+        sizes[0] += parameter.numel()
+        sizes[1] += parameter.numel() * parameter.requires_grad
+    parts["all"] = [sum(column) for column in zip(*parts.values())]
+    lines = [f"{part:24}{size:14,}{trainable:14,}" for part, (size, trainable) in parts.items()]
+    return "\n".join(
+        [f"{'module':24}{'parameters':>14}{'trainable':>14}", *lines, "mimi: frozen, encoded in the cache"]
+    )
 
 
 def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -119,6 +132,25 @@ class Muon(torch.optim.Optimizer):
                 )
                 updates = [u.T if t else u for u, t in zip(updates.to(torch.float32).unbind(), tall)]
                 torch._foreach_add_([params[i] for i in members], updates, alpha=-group["lr"] * 0.2 * columns**0.5)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rate of each update: linear warm-up, then constant, or a cosine down to 0."""
+
+    lr: float
+    cosine: bool
+    warmup_steps: int
+    last_step: int
+
+    def rate(self, step: int, time_share: float) -> float:
+        """Of the update that follows `step` updates. A cosine comes down with the steps or, if these are not all there
+        is time for, with the time (`time_share`, 0 to 1), so that it is down whichever limit ends the run."""
+        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.cosine:
+            done = max(step, time_share * self.last_step) - self.warmup_steps
+            rate *= 0.5 * (1 + math.cos(math.pi * max(0.0, done / max(1, self.last_step - self.warmup_steps))))
+        return rate
 
 
 def build_optimizers(

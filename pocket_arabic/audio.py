@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,49 @@ def write_wav(path: Path, samples: np.ndarray | torch.Tensor, rate: int) -> None
     sf.write(wav, np.clip(np.asarray(samples), -1, 1), rate, subtype="PCM_16", format="WAV")
     with atomic_write(path) as tmp:
         tmp.write_bytes(wav.getvalue())
+
+
+class StreamedWav:
+    """A wav that grows: its header says it is as long as can be until it is left, by an error or a signal too, and the
+    true length is put in."""
+
+    def __init__(self, path: Path, rate: int):
+        self.file = open(path, "wb", buffering=0)  # what a full disk refused is not tried again
+        self.rate, self.size = rate, 0
+        self._header(2**32 - 1 - 36)
+
+    def _header(self, size: int) -> None:
+        self.file.seek(0)
+        fields = (b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16, b"data", size)
+        self.file.write(struct.pack("<4sI4s4sIHHIIHH4sI", *fields))
+
+    def write(self, samples: np.ndarray) -> None:
+        self.file.seek(44 + self.size)
+        # As libsndfile rounds, to the bit.
+        data = np.clip(np.floor(samples * 32768), -32768, 32767).astype("<i2").tobytes()
+        while data:
+            written = self.file.write(data)
+            self.size, data = self.size + written, data[written:]
+
+    def __enter__(self) -> "StreamedWav":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._header(self.size - self.size % 2)
+        self.file.close()
+
+
+def plot_spectrogram(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Of a wav, beside it, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(max(6, min(30, 2 * len(samples) / rate)), 4), layout="constrained")
+    with np.errstate(divide="ignore"):  # digital silence has no level
+        axis.specgram(samples, NFFT=1024, noverlap=768, Fs=rate, vmin=-140, vmax=-30, cmap="magma")
+    axis.set(ylim=(0, 6000), xlabel="seconds", ylabel="Hz", title=path.name)
+    with atomic_write(path.with_suffix(".png")) as tmp:
+        figure.savefig(tmp, dpi=90)
+    plt.close(figure)

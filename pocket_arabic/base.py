@@ -1,6 +1,7 @@
 """A base: its config, weights, codec and tokenizer, from a folder, the wheel's languages or a hub."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import nn
 
 from pocket_arabic import text
 from pocket_arabic.cache import LATENT_DIM
-from pocket_arabic.run import ROOT, UserError, atomic_write, differences
+from pocket_arabic.run import ROOT, UserError, atomic_write, differences, shortened
 
 # of a teacher, in a student of own layers
 TAUGHT = ("flow_lm.flow_net.", "flow_lm.out_eos.", "flow_lm.emb_mean", "flow_lm.emb_std")
@@ -305,6 +306,14 @@ def load_tokenizer(config: Config) -> Tokenizer:
             f"{table.tokenizer_path}: {' '.join(str(error).split())[:120]}; give weights, config and tokenizer of one "
             "model"
         ) from None
+
+
+def parse_tokenizer(choice: str) -> int | None:
+    """`fresh:400` -> 400 pieces; None for `base`. Raises UserError."""
+    match = re.fullmatch(r"base|fresh:([1-9]\d{0,5})", choice)
+    if not match:
+        raise UserError(f"--tokenizer {shortened(choice)}: not known; give base or fresh:N, N pieces")
+    return match[1] and int(match[1])
 
 
 def fresh_tokenizer(texts: list[str], num_pieces: int, path: Path) -> None:

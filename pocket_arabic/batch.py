@@ -211,13 +211,8 @@ class Batch:
     def _frame(self, n: int, keys: int) -> None:
         """The next frame of the first n utterances; all it reads and writes lies at fixed addresses, as a CUDA graph
         needs it."""
-        lm, streams, rows, frame, position = (
-            self.lm,
-            self.streams,
-            self.rows[:n],
-            self.frame[:n],
-            self.position[: n * self.streams],
-        )
+        lm, streams, rows, frame = self.lm, self.streams, self.rows[:n], self.frame[:n]
+        position = self.position[: n * streams]
         x = lm.input_linear(self.latent[:n, None].repeat_interleave(streams, 0))
         z = lm.out_norm(self._layers(x, slice(0, n * streams), position[:, None], keys))[:, 0]
         z = (z if lm.z_proj is None else lm.z_proj(z)).float()

@@ -3,12 +3,16 @@
 Error rates are counted by jiwer on `text.scored`; spectra, alignment and pitch are librosa's, bootstrap scipy's.
 """
 
+import argparse
+import inspect
 import json
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jiwer
@@ -17,16 +21,27 @@ import numpy as np
 import torch
 from pocket_tts import TTSModel
 from pocket_tts.models.mimi import MimiModel
+from pocket_tts.modules.stateful_module import ModelState
 from scipy import stats
 
-from pocket_arabic.audio import AudioError, load_audio, read_audio, resample, speech_bounds, trimmed
+from pocket_arabic.audio import AudioError, load_audio, read_audio, resample, speech_bounds, trimmed, write_wav
 from pocket_arabic.base import decode_latents
 from pocket_arabic.cache import Cache
+from pocket_arabic.checkpoint import sha256
 from pocket_arabic.corpus import Columns, open_corpus
 from pocket_arabic.rows import EVAL_EPOCH, Utterances
-from pocket_arabic.run import UserError, append_jsonl, atomic_write, read_jsonl
-from pocket_arabic.speech import Request, prompt_state, speak_batch
-from pocket_arabic.text import TextError, deromanise, scored
+from pocket_arabic.run import (
+    UserError,
+    append_jsonl,
+    atomic_write,
+    differences,
+    provenance,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+from pocket_arabic.speech import Request, is_silent, prompt_state, speak_batch, speak_texts
+from pocket_arabic.text import TextError, deromanise, model_text, scored, swap_vowels
 
 Recogniser = Callable[[list[Path]], Iterator[str]]  # wav files -> what is heard in each, as it comes
 
@@ -208,10 +223,8 @@ def load_speaker_model(name: str, voice: Path) -> Callable[[Path], float]:
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
     try:
-        extract, model = (
-            AutoFeatureExtractor.from_pretrained(name),
-            AutoModelForAudioXVector.from_pretrained(name).eval(),
-        )
+        extract = AutoFeatureExtractor.from_pretrained(name)
+        model = AutoModelForAudioXVector.from_pretrained(name).eval()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--speaker-model {name}: transformers cannot load it ({str(error).strip().splitlines()[0][:160]}); check "
@@ -272,10 +285,9 @@ class Judge:
         missed = np.array([not s.ended for s in spoken])
         score = np.array(distortion) + 10 * np.abs(np.log10(ratio)) + self.MISSED_DB * missed
         found = {"speech_score": score.mean(), "mcd_db": np.mean(distortion), "duration_ratio": np.median(ratio)}
-        return {name: round(float(value), 4) for name, value in found.items()} | {
-            "spoken": len(spoken),
-            "ends": int((~missed).sum()),
-        }
+        counts = {"spoken": len(spoken), "ends": int((~missed).sum())}
+        counts["silent"] = sum(is_silent(s.audio, self.rate) for s in spoken)
+        return {name: round(float(value), 4) for name, value in found.items()} | counts
 
 
 # --- the recordings ---------------------------------------------------------------------------------------------------
@@ -305,9 +317,8 @@ def recordings(cache: Cache, rows: list[dict], rate: int) -> Iterator[tuple[str,
         options["corpus"], options["limit"], columns, options["corpus_revision"], first=split
     ).open()[0]:
         for utterance in shard():
-            if (
-                utterance.id in wanted and utterance.text == wanted[utterance.id]["text"]
-            ):  # of two with one id, the one that was kept
+            # Of two with one id, the one that was kept.
+            if utterance.id in wanted and utterance.text == wanted[utterance.id]["text"]:
                 yield utterance.id, trimmed(resample(*load_audio(utterance.audio), rate), rate, options)[0]
                 del wanted[utterance.id]
             if not wanted:
@@ -403,3 +414,188 @@ def table(summary: dict[str, dict]) -> str:
             cells.append("" if value is None else str(value))
         lines.append(f"| {measure} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+# --- a whole evaluation -----------------------------------------------------------------------------------------------
+
+Key = tuple[str, str]  # kind of speech, id of the sentence
+MEASURED_WITH = ("temperature", "guidance", "steps", "eos_threshold", "max_tokens", "retries")  # generate_sample.py's
+
+
+class Evaluation:
+    """The test split of a cache spoken with several seeds, and once with its vowels swapped, measured beside the
+    recordings and their codec round trips.
+
+    The folder `args.out` gets KIND/ID.wav, spoken.jsonl, measured.jsonl, heard.jsonl, evaluation.json and
+    evaluation.md; what is there already is not done again. Recognisers are loaded first, so that a wrong name costs no
+    time. Raises UserError.
+    """
+
+    def __init__(self, args: argparse.Namespace, bundle: Path, info: dict, bar: Callable[[list, str], Iterable]):
+        """`args`: generate_sample.py's options. `bar(items, unit)`: the items, showing how far they are."""
+        self.args, self.info, self.bar, self.voice = args, info, bar, args.voice or bundle / "voice.wav"
+        self.cache, self.folder = Cache(args.data), args.out
+        self.rows = self.cache.split("test")[: args.sentences]
+        self.check_cache()
+        self.options = self.begin()
+        self.recognisers = {name: load_recogniser(source) for name, source in args.asr}
+        self.similarity = load_speaker_model(args.speaker_model, self.voice) if args.speaker_model else None
+        # A second attempt takes the next seed, so seeds stand apart by what they may need.
+        step = args.retries + 1
+        self.seeds = {f"seed_{seed}": seed for seed in range(args.seed, args.seed + args.seeds * step, step)}
+        self.swapped = f"swapped_{args.seed}"
+        self.texts = {(kind, row["id"]): row["text_model"] for kind in self.seeds for row in self.rows}
+        self.texts |= self.swapped_texts()
+        kinds = [(kind, row["id"]) for kind in ("recording", "codec") for row in self.rows]
+        self.wavs = {key: self.folder / key[0] / f"{key[1]}.wav" for key in (*kinds, *self.texts)}
+        for wav in self.wavs.values():
+            wav.parent.mkdir(parents=True, exist_ok=True)
+        self.spoken = Log(self.folder / "spoken.jsonl", "kind", "id")
+        self.measured = Log(self.folder / "measured.jsonl", "kind", "id")
+        self.heard = Log(self.folder / "heard.jsonl", "source", "kind", "id")
+
+    def check_cache(self) -> None:
+        data, options = self.args.data, self.cache.info["options"]
+        if not self.rows:
+            raise UserError(f"{data}: no test split; prepare a corpus with more utterances")
+        if options["romanized"] and self.args.asr:
+            raise UserError(
+                f"{data}: its text is romanised, and recognisers write Arabic script; leave --asr out, or prepare the "
+                "corpus from Arabic text"
+            )
+        for key in ("phonemes", "substitute"):
+            if options[key] != self.info[key]:
+                raise UserError(
+                    f"{data}: prepared with {key} {options[key]}, but the bundle reads {key} {self.info[key]}; give "
+                    "the cache it was trained on"
+                )
+
+    def begin(self) -> dict:
+        """Open the folder; the options that its figures depend on. Raises UserError if it holds another evaluation."""
+        options = {
+            "model_sha256": self.info["sha256"]["model.safetensors"],
+            "voice_sha256": sha256(self.voice),
+            "manifest_sha256": sha256(self.args.data / "manifest.jsonl"),
+        }
+        options |= {name: getattr(self.args, name) for name in MEASURED_WITH}
+        saved, out = self.folder / "options.json", self.folder
+        if saved.exists() and (changed := differences(read_json(saved, f"measure anew: rm -r {out}"), options)):
+            raise UserError(
+                f"{out} holds another evaluation ({changed}); give another --out, or delete it: rm -r {out}"
+            )
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(saved, options)
+        except OSError as error:
+            raise UserError(f"--out {out}: may not be written ({error.strerror}); name another place") from None
+        return options
+
+    def swapped_texts(self) -> dict[Key, str]:
+        """The sentences with wrong vowels, where there are vowels to swap."""
+        if self.info["phonemes"] or self.cache.info["options"]["romanized"]:
+            return {}
+        wrong = {row["id"]: swap_vowels(row["text_norm"]) for row in self.rows}
+        changed = {row["id"]: wrong[row["id"]] for row in self.rows if wrong[row["id"]] != row["text_norm"]}
+        substitutes = self.info["substitute"]
+        return {(self.swapped, i): model_text(text, substitutes=substitutes)[1] for i, text in changed.items()}
+
+    def speak(self, model: TTSModel, state: ModelState) -> None:
+        """Recordings, round trips, speech."""
+        rate, wavs, args = model.sample_rate, self.wavs, self.args
+        for row in (row for row in self.rows if not wavs["codec", row["id"]].exists()):
+            latents = torch.from_numpy(np.array(self.cache.row_latents(row))).to(model.device)
+            write_wav(wavs["codec", row["id"]], decode_latents(model.mimi, latents), rate)
+        unread = [row for row in self.rows if not wavs["recording", row["id"]].exists()]
+        for identity, samples in recordings(self.cache, unread, rate):
+            write_wav(wavs["recording", identity], samples, rate)
+        seed_of = {key: self.seeds.get(key[0], args.seed) for key in self.texts}
+        missing = [key for key in self.texts if key not in self.spoken or not wavs[key].exists()]
+        requests = [Request(self.texts[key], state, seed_of[key]) for key in missing]
+        max_tokens, slowest = args.max_tokens or self.info["max_tokens"], self.info["slowest_sec_per_token"]
+        results = speak_texts(model, requests, max_tokens, args.retries, slowest, args.batch_size)
+        start = time.monotonic()
+        for key, (audio, parts) in zip(self.bar(missing, "sentences"), results):
+            write_wav(wavs[key], audio, rate)
+            # Since the sentence before: in a batch a sentence has no time of its own, but they add up.
+            took, start = time.monotonic() - start, time.monotonic()
+            row = {"kind": key[0], "id": key[1], "sec": round(len(audio) / rate, 3), "took_sec": round(took, 4)}
+            retried = sum(part.seed != seed_of[key] for part in parts)
+            self.spoken.add(row | {"ended": all(part.ended for part in parts), "retried": retried})
+
+    def measure(self, rate: int) -> None:
+        """Distances from the recordings."""
+        for row in self.bar(self.rows, "sentences measured"):
+            keys = [key for key in self.wavs if key[1] == row["id"] and key not in self.measured]
+            real = self.sound("recording", row["id"], rate) if keys else None
+            for kind, identity in keys:
+                found = distances(real, self.sound(kind, identity, rate))
+                self.measured.add({"kind": kind, "id": identity, **found})
+
+    def sound(self, kind: str, identity: str, rate: int) -> Sound:
+        wav = self.wavs[kind, identity]
+        try:
+            return Sound.of(read_audio(wav, rate), rate)
+        except AudioError as error:
+            raise UserError(f"{wav}: {error}; delete it, and the same command makes it again") from None
+
+    def judged(self) -> list[Key]:
+        """What recognisers and the speaker model hear: all but what says something else."""
+        return [key for key in self.wavs if key[0] != self.swapped]
+
+    def listen(self) -> None:
+        """What recognisers and the speaker model make of the speech."""
+        for (name, source), recognise in zip(self.args.asr, self.recognisers.values()):
+            if missing := [key for key in self.judged() if (source, *key) not in self.heard]:
+                texts = recognise([self.wavs[key] for key in missing])
+                for text, (kind, identity) in zip(texts, self.bar(missing, f"clips heard by {name}")):
+                    self.heard.add({"source": source, "kind": kind, "id": identity, "text": text})
+        if self.similarity:
+            source = self.args.speaker_model
+            for key in self.bar([key for key in self.judged() if (source, *key) not in self.heard], "voices"):
+                found = self.similarity(self.wavs[key])
+                self.heard.add({"source": source, "kind": key[0], "id": key[1], "similarity": found})
+
+    def sentences(self) -> dict[Key, dict]:
+        """All that was found of each clip."""
+        norm, found = {row["id"]: row["text_norm"] for row in self.rows}, {}
+        for key in self.wavs:
+            text = norm[key[1]]
+            found[key] = {"kind": key[0], "text": text, **self.spoken.get(key, {}), **self.measured[key]}
+        for key in self.judged():
+            said = {name: self.heard[source, *key]["text"] for name, source in self.args.asr}
+            text = norm[key[1]]
+            found[key]["asr"] = {name: {"text": heard, **error_rates(text, heard)} for name, heard in said.items()}
+            if self.similarity:
+                found[key]["similarity"] = self.heard[self.args.speaker_model, *key]["similarity"]
+        return found
+
+    def summary(self, found: dict[Key, dict]) -> dict[str, dict]:
+        generated = f"generated, {len(self.seeds)} seeds"
+        groups = {"recording": ["recording"], "codec round trip": ["codec"], generated: list(self.seeds)}
+        summary = {}
+        for title, kinds in groups.items():
+            each = [[found[kind, row["id"]] for kind in kinds] for row in self.rows]
+            summary[title] = summarise(each, list(self.recognisers))
+        margins = []
+        for identity in (row["id"] for row in self.rows if (self.swapped, row["id"]) in found):
+            right = float(np.mean([found[kind, identity]["mcd_db"] for kind in self.seeds]))
+            margins.append(found[self.swapped, identity]["mcd_db"] - right)
+        if margins:
+            heard = sum(bool(margin > 0) for margin in margins)
+            summary[generated] |= {"marks_asked": len(margins), "marks_heard": heard}
+            summary[generated]["marks_margin_db"] = spread(margins)
+        return summary
+
+    def write(self, origin: dict) -> str:
+        """evaluation.json and evaluation.md; the latter's text. `origin`: what the figures come from."""
+        found = self.sentences()
+        summary = self.summary(found)
+        normaliser = " ".join(inspect.getdoc(scored).split("\n\n")[1].split())
+        versions = {package: version(package) for package in ("transformers", "jiwer", "librosa", "scipy")}
+        result = {**origin, "checkpoint": self.info["checkpoint"], **self.options, **provenance(), "versions": versions}
+        result |= {"normaliser": normaliser, "summary": summary, "sentences": list(found.values())}
+        write_json(self.folder / "evaluation.json", result)
+        counted = f"\nErrors are counted on normalised text. {normaliser}\n" if self.recognisers else ""
+        with atomic_write(self.folder / "evaluation.md") as tmp:
+            tmp.write_text(table(summary) + counted, encoding="utf-8")
+        return table(summary) + counted

@@ -107,17 +107,6 @@ def layer_forward(
     return x.to(update) + layer.layer_scale_2(update)
 
 
-def guided_mask(batch: Batch) -> torch.Tensor:
-    """[B, L, L], True where a position may look: causal, and from audio to text only where the token is expected at
-    most `window` frames from the position's own frame (after the last word: from the last word)."""
-    length = batch.kind.shape[1]
-    first, last = batch.expected.unbind(-1)
-    now = first[:, :, None]  # of audio positions
-    near = (first[:, None] < now + 1 + batch.window) & (last[:, None] > now - batch.window)
-    from_audio, to_text = (batch.kind >= AUDIO_START)[:, :, None], (batch.kind == TEXT)[:, None]
-    return causal_mask(length, near.device) & (near | ~(from_audio & to_text))
-
-
 def causal_mask(length: int, device: torch.device) -> torch.Tensor:
     """[L, L], True where a position may look: at itself and before."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
@@ -141,14 +130,15 @@ def backbone(lm: FlowLMModel, batch: Batch, layer: Callable = layer_forward) -> 
     """z [B, L, D]; at an audio position it predicts the frame that follows, at the last one that the utterance is over.
 
     Row: [bos_before_voice | prompt x speaker_proj^T | text | bos_emb, frames 0..T-1], right-padded under a plain causal
-    mask, so padding never reaches a valid position. In guided steps audio sees text by `guided_mask`.
+    mask, so padding never reaches a valid position; `batch.seen` may narrow it.
     `layer`: `layer_forward`, or that compiled; an evaluation is not worth compiling for.
     """
     z = embed(lm, batch)
     angles = rotation(z.shape[1], lm.transformer.layers[0].self_attn, z.device, batch.size.dtype)
     mask = None
-    if batch.window is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
-        seen = causal_mask(z.shape[1], z.device) if batch.window is None else guided_mask(batch)[:, None]
+    if batch.seen is not None or z.device.type == "cpu":  # there each layer would build a mask of its own
+        seen = causal_mask(z.shape[1], z.device)
+        seen = seen if batch.seen is None else seen & batch.seen[:, None]
         mask = torch.zeros((), dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))
     # bf16 products stay bf16: by default PyTorch's plain attention makes fp32 of them, 4 times slower each, 11 % of a
     # step.
@@ -176,14 +166,13 @@ class TrainableTTS(nn.Module):
         self,
         flow_lm: FlowLMModel,
         draws: Draws | None = None,
-        distill_head_only: bool = False,
         most_rows: float = math.inf,
     ):
         """`most_rows` of the head are computed at once; of a step that has more, a draw at a time, and again in the
         backward pass."""
         super().__init__()
         self.most_rows = most_rows
-        self.flow_lm, self.draws, self.distill_head_only = flow_lm, draws or Draws(), distill_head_only
+        self.flow_lm, self.draws = flow_lm, draws or Draws()
         self.lsd = LSD()
         self.layer: Callable = layer_forward
         self.head: Callable = flow_lm.flow_net.__call__  # a method, not a module: that would be there twice
@@ -245,7 +234,6 @@ class TrainableTTS(nn.Module):
         parts = {"diagonal": diagonal, "flow_error": flow_error, "eos": eos}
         total = lsd.DIAGONAL_WEIGHT * diagonal + self.EOS_WEIGHT * eos
         if distill_weight:
-            condition = condition.detach() if self.distill_head_only else condition
             # In fp32: a bf16 time derivative is mostly rounding.
             with torch.autocast(z.device.type, enabled=False):
                 found = means(

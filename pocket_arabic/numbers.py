@@ -114,8 +114,10 @@ def below_thousand(n: int, feminine: bool, case: str, construct: bool) -> str:
 def counted(n: int, noun: Noun, feminine: bool = False, case: str = "u", construct: bool = False) -> str:
     """So many of a noun, which comes in the form and case that its number wants.
 
-    >>> counted(5, ("دَقِيقَة", "دَقَائِق", True), feminine=True), counted(45, ("دَقِيقَة", "دَقَائِق", True),
-    feminine=True) ('خَمْسُ دَقَائِقَ', 'خَمْسٌ وَأَرْبَعُونَ دَقِيقَةً')
+    >>> counted(5, ("دَقِيقَة", "دَقَائِق", True), feminine=True)
+    'خَمْسُ دَقَائِقَ'
+    >>> counted(45, ("دَقِيقَة", "دَقَائِق", True), feminine=True)
+    'خَمْسٌ وَأَرْبَعُونَ دَقِيقَةً'
     """
     one, many, diptote = noun
     rest = n % 100

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pocket_tts.modules.text_conditioner import JsonTokenizer, Tokenizer
-from scipy.optimize import nnls
 
 from pocket_arabic import text
 from pocket_arabic.cache import Cache
@@ -30,8 +29,10 @@ EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise,
 DISTILL_SHARE = 0.25
 PROMPT_SEC = (2.5, 10.0)  # a voice prompt's shortest crop and longest length
 CROP_SHARE = 0.3  # of prompts are cropped (kyutai-labs/pocket-tts, `small_voices_finetune`)
-# of prompts lose up to so much at one end, in mid-word, as people cut them (kyutai-labs/pocket-tts#311)
-CUT_SHARE, CUT_SEC = 0.3, 0.5
+# Of prompts lose up to so much at one end, in mid-word, as people cut them, and texts their last stop, as people forget
+# it: upstream's word error on cut prompts fell from 1.17 to 0.89 % (kyutai-labs/pocket-tts#311).
+CUT_SHARE, CUT_SEC, STOP_DROPOUT = 0.3, 0.5, 0.3
+NFC_SHARE = 0.1  # of texts have shadda behind its vowel, Unicode's order, which stock tools pass on as it is
 # of latents kept on the device, 370 h of speech; a step of a larger corpus reads its own, some 2 MB
 RESIDENT_BYTES = 2 * 2**30
 
@@ -120,17 +121,6 @@ def encode_all(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.n
     return np.concatenate([*ids, np.zeros(0, np.int64)]), np.cumsum([0, *map(len, ids)])
 
 
-def token_durations(tokens: np.ndarray, starts: np.ndarray, frames: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Frames that each token of the vocabulary lasts, by non-negative least squares over utterances.
-
-    `tokens`, `starts` as `encode_all` gives them, `frames` [U]. A poor man's aligner: one number a symbol and no
-    context. It leaves 1.4 frames of the deviation of 16.8 between the embedded corpus's utterances unexplained.
-    """
-    counts = np.zeros((len(frames), vocabulary))
-    np.add.at(counts, (np.repeat(np.arange(len(frames)), np.diff(starts)), tokens), 1)
-    return nnls(counts, np.asarray(frames, float))[0] + 0.02  # a symbol that lasts nothing still has a place
-
-
 # --- utterances -------------------------------------------------------------------------------------------------------
 
 
@@ -166,9 +156,8 @@ class Utterances:
     """A split as arrays, with its choices of voice prompts from the training split.
 
     Left out is who has no other utterance of its speaker in train to be prompted with. `subset`: the first so many of
-    train. `guided`: learn how long each token lasts, which guided steps need. `voice_start`: rows begin with
-    bos_before_voice, as the model wants it. `null`: batches come with the same rows without text and voice. Raises
-    UserError if nothing is left.
+    train. `voice_start`: rows begin with bos_before_voice, as the model wants it. `null`: batches come with the same
+    rows without text and voice. Raises UserError if nothing is left.
     """
 
     def __init__(
@@ -180,7 +169,6 @@ class Utterances:
         draws: Draws,
         latents: Latents,
         subset: int | None = None,
-        guided: bool = False,
         voice_start: bool = True,
         null: bool = False,
     ):
@@ -225,16 +213,6 @@ class Utterances:
         self.first = np.array([row["first_frame"] for row in rows], np.int64)
         self.frames = np.array([row["num_frames"] for row in rows], np.int64)
         self.tokens, self.token_start = encode_all(tokenizer, self.texts)
-        head_sec = cache.info["options"]["head_sec"] if cache.info["options"]["trim"] else 0.0
-        self.head = head_sec * frame_rate  # frames before the first word
-        # from it to the end of the last
-        self.spoken = np.array([row["speech_end_sec"] for row in rows]) * frame_rate - self.head
-        self.durations = None
-        if guided:
-            vocabulary = (
-                tokenizer.tokenizer if isinstance(tokenizer, JsonTokenizer) else tokenizer.sp
-            ).get_vocab_size()
-            self.durations = token_durations(self.tokens, self.token_start, self.spoken, vocabulary)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -303,13 +281,12 @@ class Utterances:
         parts: int = 1,
         size: int | None = None,
         bits: int | None = None,
-        window: float | None = None,
         null: bool = True,
     ) -> "Batch":
         """Every `parts`-th of a step's `rows` from `part` on, as tensors on the host.
 
         `size`: rows of the result, filled up with empty ones; `bits`: round lengths up (`rounded`); None leaves both as
-        they are. `window`: frames around its own from which a frame sees text, in guided steps.
+        they are.
         """
         mine = rows[part::parts]
         lent = len(mine) == 0  # nothing for this part: a row without weight keeps it in step with the others
@@ -331,10 +308,8 @@ class Utterances:
         kinds = np.broadcast_to([VOICE_START, PROMPT, TEXT, AUDIO_START, FRAME], counts.shape)
         length = counts.sum(1)
         row, column = ragged(length)
-        kind, index = (
-            np.repeat(kinds.ravel(), counts.ravel()),
-            np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1],
-        )
+        kind = np.repeat(kinds.ravel(), counts.ravel())
+        index = np.repeat(starts.ravel(), counts.ravel()) + ragged(counts.ravel())[1]
         index[kind == TEXT] = np.concatenate(tokens)[index[kind == TEXT]]
         shape = size or len(mine), rounded(int(length.max()), bits)
         grid = np.zeros((2, *shape), np.int64)
@@ -346,7 +321,6 @@ class Utterances:
         valid = np.full(len(of), not lent)
         targets = filled(np.stack([at, first[of] + place, before[of] + place], 1), rounded(len(of), bits))
         ends = filled((np.arange(len(mine)) * shape[1] + length - 1)[:, None], shape[0])[:, 0]
-        expected = self.expected(tokens, kind, row, column, shape, mine) if window is not None else None
         return Batch(
             kind=torch.from_numpy(grid[0]),
             index=torch.from_numpy(grid[1]),
@@ -356,37 +330,8 @@ class Utterances:
             end_valid=torch.from_numpy(filled(np.full((len(mine), 1), not lent, np.float32), shape[0])[:, 0]),
             size=torch.tensor([self.frames[rows].sum(), len(rows)], dtype=torch.float32),
             latents=self.latents.table if own_table is None else torch.from_numpy(own_table),
-            expected=None if expected is None else torch.from_numpy(expected),
-            window=None if window is None else torch.tensor(window, dtype=torch.float32),
             null=self.batch(rows, epoch.null(), part, parts, size, bits, null=False) if self.null and null else None,
         )
-
-    def expected(
-        self,
-        tokens: list[np.ndarray],
-        kind: np.ndarray,
-        row: np.ndarray,
-        column: np.ndarray,
-        shape: tuple[int, int],
-        mine: np.ndarray,
-    ) -> np.ndarray:
-        """[B, L, 2] for guided steps: the frames a text token is expected from and to, and for an audio position its
-        own frame twice, at most that of the last word's end."""
-        table = np.zeros((*shape, 2), np.float32)
-        ids, counts = np.concatenate(tokens), np.array([len(t) for t in tokens])
-        of, _ = ragged(counts)
-        lasting = self.durations[ids]
-        total = np.bincount(of, lasting, len(mine))
-        lasting *= (self.spoken[mine] / np.where(total > 0, total, 1))[of]
-        ends = np.cumsum(lasting)
-        ends -= np.append(0.0, ends)[np.cumsum(counts) - counts][of]
-        is_text = kind == TEXT
-        table[row[is_text], column[is_text]] = self.head + np.stack([ends - lasting, ends], 1)
-        is_audio = kind >= AUDIO_START
-        _, now = ragged(np.bincount(row[is_audio], minlength=len(mine)))
-        last = np.floor(self.head + self.spoken[mine])[row[is_audio]]
-        table[row[is_audio], column[is_audio]] = np.minimum(now, last)[:, None]
-        return table
 
 
 def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -438,8 +383,7 @@ class Batch:
     end_valid: torch.Tensor  # [B]
     size: torch.Tensor  # [2] frames and rows of the whole step, whose mean the loss is
     latents: torch.Tensor  # [F, C] of the whole corpus, or of this batch
-    expected: torch.Tensor | None = None  # [B, L, 2], see `Utterances.expected`
-    window: torch.Tensor | None = None  # [] half-width in frames of the text that a frame sees; None is all of it
+    seen: torch.Tensor | None = None  # [B, L, L] True where a position may look, of what stands before it; None: all
     null: "Batch | None" = None  # the same frames of rows with neither text nor voice, which a teacher's guidance needs
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,11 +64,16 @@ def end(status: int, message: str) -> NoReturn:
 
 class Parser(argparse.ArgumentParser):
     """argparse's, for a script's docstring; a usage error is one line, and quotes no more than a line of what was
-    given."""
+    given. With `files`, @FILE stands for the options in it, as a shell would read them, # for comments."""
 
-    def __init__(self, manual: str):
-        super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, manual: str, files: bool = False):
+        prefix = "@" if files else None
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=manual, formatter_class=form, fromfile_prefix_chars=prefix)
         self.add_argument("--version", action="version", version=__version__)
+
+    def convert_arg_line_to_args(self, line: str) -> list[str]:
+        return shlex.split(line, comments=True)
 
     def error(self, message: str) -> NoReturn:
         end(2, f"{shortened(message.removeprefix('argument '), 300)}; see {self.prog} --help")
@@ -226,12 +232,8 @@ class RunFolder:
     """runs/NAME: its lock, recipe (args.json), progress.jsonl, and where checkpoints, samples and the bundle go."""
 
     def __init__(self, path: Path):
-        self.path, self.progress, self.checkpoints, self.bundle = (
-            path,
-            path / "progress.jsonl",
-            path / "checkpoints",
-            path / "bundle",
-        )
+        self.path, self.progress = path, path / "progress.jsonl"
+        self.checkpoints, self.bundle = path / "checkpoints", path / "bundle"
 
     def check(self, recipe: dict, free: set[str]) -> None:
         """Raises UserError if a run with another recipe is here; options in `free` may differ."""
@@ -293,28 +295,3 @@ class Clock:
     def share(self) -> float:
         """Of the time there is for training, what is spent: 0 to 1; 0 without a limit."""
         return min(1.0, self.hours() / max(1e-9, self.limit - self.closing)) if self.limit else 0.0
-
-
-class Pace:
-    """Seconds of a training step, what else a run does left out, and its mean since this process has warmed up."""
-
-    WARM_UP = 4  # steps that count nothing: they compile, record, or fill caches
-
-    def __init__(self) -> None:
-        self.since, self.steps, self.counted, self.total = time.monotonic(), 0, 0, 0.0
-
-    def pause(self, seconds: float) -> None:
-        """What took so long since the last step was none."""
-        self.since += seconds
-
-    def step(self) -> float:
-        """Note a step; its seconds."""
-        now = time.monotonic()
-        seconds, self.since = now - self.since, now
-        self.steps += 1
-        if self.steps > self.WARM_UP:
-            self.counted, self.total = self.counted + 1, self.total + seconds
-        return seconds
-
-    def mean(self) -> float:
-        return self.total / self.counted if self.counted else 0.0

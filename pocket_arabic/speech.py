@@ -23,7 +23,7 @@ from pocket_tts.models.text_chunking import prepare_text_prompt, split_into_best
 from pocket_tts.modules.stateful_module import ModelState, increment_steps, init_states
 from pocket_tts.modules.text_conditioner import Tokenizer
 
-from pocket_arabic.audio import AudioError, read_audio, speech_bounds
+from pocket_arabic.audio import AudioError, read_audio, speech_bounds, write_wav
 from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
 from pocket_arabic.batch import Batch, Utterance, default_size, null_state, run
 from pocket_arabic.run import UserError
@@ -338,14 +338,12 @@ def speak_batch(
 
 def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Utterance:
     """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
-    lm, options = (
-        model.flow_lm,
-        (
-            model.remove_semicolons,
-            model.append_terminal_punctuation,
-            model.capitalize_first_letter,
-            model.replace_characters,
-        ),
+    lm = model.flow_lm
+    options = (
+        model.remove_semicolons,
+        model.append_terminal_punctuation,
+        model.capitalize_first_letter,
+        model.replace_characters,
     )
     spaces = model.pad_with_spaces_for_short_inputs
     (text,) = split_into_best_sentences(lm.conditioner.tokenizer, request.chunk, 10**6, spaces, *options)
@@ -370,6 +368,14 @@ def good(spoken: Spoken, rate: int) -> bool:
 
 def best(attempts: list[Spoken], rate: int) -> Spoken:
     return min(attempts, key=lambda a: (is_silent(a.audio, rate), not a.ended, len(a.audio)))
+
+
+def speak_samples(stem: Path, model: TTSModel, voice: Path, texts: list[str]) -> None:
+    """STEM_0.wav and so on, each text with a seed of its own."""
+    stem.parent.mkdir(exist_ok=True)
+    state = voice_state(model, voice)
+    for index, spoken in enumerate(speak_batch(model, [Request(text, state, seed) for seed, text in enumerate(texts)])):
+        write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, model.sample_rate)
 
 
 def is_silent(audio: np.ndarray, rate: int) -> bool:

@@ -35,7 +35,7 @@ EXPECTED = {
     "last:1": ("flow_lm.conditioner.", "flow_lm.out_norm.", f"{LAYER}1.", *HEAD),
     "last:1 --freeze-head": ("flow_lm.conditioner.", "flow_lm.out_norm.", f"{LAYER}1."),
     "lora:2": ("flow_lm.conditioner.", *LINEAR),
-    "lora:2 --no-freeze-head --lora-dropout 0.1": ("flow_lm.conditioner.", *LINEAR, *HEAD),
+    "lora:2 --no-freeze-head": ("flow_lm.conditioner.", *LINEAR, *HEAD),
     "text": ("flow_lm.conditioner.",),
 }
 
@@ -81,7 +81,7 @@ def test_a_step_changes_exactly_what_it_names(tune, finished_run, cache, tmp_pat
 
 
 def test_merged_adapters_equal_unmerged(flow_lm):
-    set_trainable(flow_lm, "lora:4", None, None, 0.0)
+    set_trainable(flow_lm, "lora:4")
     with torch.no_grad():
         for name, parameter in flow_lm.named_parameters():
             if ".lora_B" in name:
@@ -320,9 +320,7 @@ def test_a_fresh_tokenizer_trains_exports_and_continues(finished_run, cache, tmp
             *TRAIN,
             *flags,
             "--tokenizer",
-            "fresh",
-            "--pieces",
-            120,
+            "fresh:120",
             "--out",
             tmp_path / "fresh",
             "--max-steps",

@@ -29,7 +29,7 @@ from pocket_arabic.base import (
     student_of,
     use_tokenizer,
 )
-from pocket_arabic.model import LSD, Student, TrainableTTS, backbone, guided_mask
+from pocket_arabic.model import LSD, Student, TrainableTTS, backbone
 from pocket_arabic.rows import (
     NOISE,
     Batch,
@@ -39,7 +39,6 @@ from pocket_arabic.rows import (
     draw_noise,
     draw_text,
     encode_all,
-    token_durations,
 )
 from pocket_arabic.run import UserError
 from pocket_arabic.text import FROM_MODEL, deromanise
@@ -130,7 +129,6 @@ CPU = torch.device("cpu")
 def make_rows(
     lengths: list[tuple[int, int]],
     draws: Draws | None = None,
-    guided: bool = False,
     prompts: tuple[int, int] = (20, 60),
 ) -> Utterances:
     """Utterances of (frames, tokens) of one speaker with random latents and texts of a token a letter and one before
@@ -155,7 +153,7 @@ def make_rows(
     split = lambda name: [row for row in manifest if row["split"] == name]  # noqa: E731
     cache = SimpleNamespace(split=split, info={"options": {"head_sec": 0.0, "trim": True}}, folder=None)
     tokenizer = JsonTokenizer(96, str(ROOT / "demo" / "tokenizer.json"))
-    return Utterances(cache, "valid", tokenizer, 12.5, draws, latents, guided=guided)
+    return Utterances(cache, "valid", tokenizer, 12.5, draws or Draws(), latents)
 
 
 def whole_batch(utterances: Utterances, number: int = 1, **options) -> tuple[Batch, torch.Tensor]:
@@ -334,17 +332,17 @@ def test_encoder_hash_sees_the_encoder_only(tiny_base):
 
 
 def test_whole_loss_has_the_gradient_of_its_finite_differences(flow_lm, monkeypatch):
-    """In float64, along random directions through all parameters at once: rows with and without text and voice, the
-    guided mask, the head, EOS, both terms. The distillation target's network is held still, as the objective wants
+    """In float64, along random directions through all parameters at once: rows with and without text and voice, a mask
+    of what is seen, the head, EOS, both terms. The distillation target's network is held still, as the objective wants
     it."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the wheel turns positions in fp32, always
     model = TrainableTTS(flow_lm, TWO).double()
     torch.nn.init.normal_(model.lsd.weighting[-1].weight, std=0.3)
-    rows = make_rows(
-        [(9, 5), (14, 8), (11, 3)], replace(TWO, text_dropout=0.4, voice_dropout=0.4, seed=19), guided=True
-    )
+    rows = make_rows([(9, 5), (14, 8), (11, 3)], replace(TWO, text_dropout=0.4, voice_dropout=0.4, seed=19))
     assert set(rows.epoch(1).keep_text) == {True, False} and set(rows.epoch(1).prompt_frames > 0) == {True, False}
-    batch, noise = whole_batch(rows, window=3.0)
+    batch, noise = whole_batch(rows)
+    length = batch.kind.shape[1]
+    batch.seen = (torch.rand(3, length, length) < 0.7) | torch.eye(length, dtype=torch.bool)
     doubled = {name: t.double() for name, t in batch.tensors().items() if t.is_floating_point()}
     batch, noise = replace(batch, **doubled), noise.double()
     start = copy.deepcopy(model).requires_grad_(False)
@@ -402,7 +400,7 @@ def test_a_student_regresses_on_its_teachers_guided_output(flow_lm, weight):
     with torch.no_grad():
         for p in (*teacher.transformer.parameters(), teacher.conditioner.embed.weight):
             p.add_(torch.randn_like(p) * 0.1)
-    set_trainable(flow_lm, "full", True, None, 0.0)
+    set_trainable(flow_lm, "full", True)
     student = Student(flow_lm, teacher.requires_grad_(False), weight)
     batch, noise = whole_batch(rows)
     assert noise.numel() == 0
@@ -488,50 +486,6 @@ def test_all_texts_are_encoded_as_each_is():
     texts = ["halo >anota bixayorK?", "", "qaAla: naEamo."]
     ids, starts = encode_all(tokenizer, texts)
     assert [ids[a:b].tolist() for a, b in pairwise(starts)] == [tokenizer.encode(t) for t in texts]
-
-
-def test_token_durations_are_recovered():
-    """Utterances whose lengths are sums of known durations give these durations back."""
-    rng = np.random.default_rng(0)
-    true = np.array([0.0, 1.5, 0.7, 3.0, 0.0])
-    tokens = [rng.integers(1, 5, rng.integers(5, 30)) for _ in range(50)]
-    starts = np.cumsum([0, *map(len, tokens)])
-    np.testing.assert_allclose(
-        token_durations(np.concatenate(tokens), starts, [true[t].sum() for t in tokens], 5), true + 0.02, atol=1e-6
-    )
-
-
-def test_guided_positions_see_only_the_text_near_them(flow_lm):
-    """What a frame predicts depends on the tokens in its window and on no other; an open window is no window."""
-    rows = make_rows([(20, 10)], guided=True, prompts=(31, 32))
-    rows.durations[:] = 2.0  # all alike: ten tokens in twenty frames
-    batch = whole_batch(rows, window=1.5)[0]
-    text, audio = slice(32, 42), slice(42, 63)
-    mask = guided_mask(batch)[0]
-    assert mask[audio, text][0].nonzero().flatten().tolist() == [
-        0,
-        1,
-    ]  # frame 0 lasts to 1; tokens that begin before 2.5
-    assert mask[audio, text][10].nonzero().flatten().tolist() == [4, 5, 6]
-    assert mask[audio, text][19].nonzero().flatten().tolist() == [8, 9] and mask[audio, text][
-        20
-    ].nonzero().flatten().tolist() == [9]
-    causal = torch.ones(63, 63, dtype=torch.bool).tril()
-    assert torch.equal(mask[:42], causal[:42]) and torch.equal(mask[audio, audio], causal[audio, audio])
-    model, plain = TrainableTTS(flow_lm), backbone(flow_lm, whole_batch(rows)[0])
-    torch.testing.assert_close(backbone(model.flow_lm, whole_batch(rows, window=1e6)[0]), plain, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(backbone(model.flow_lm, batch), plain, atol=1e-3)
-
-
-def test_distillation_can_leave_the_transformer_alone(flow_lm):
-    model, (batch, noise) = TrainableTTS(flow_lm, TWO, distill_head_only=True), whole_batch(make_rows([(9, 5)], TWO))
-    grads = []
-    for weight in (0.0, 1.0):
-        model.zero_grad()
-        model(batch, noise, weight)["loss"].backward()
-        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    same = {n for n in grads[0] if torch.equal(grads[0][n], grads[1][n])}
-    assert {n for n in grads[0] if "transformer" in n} <= same and not any("flow_net" in n for n in same)
 
 
 def test_careless_text():

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import time
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -16,9 +15,13 @@ from test_adapt import many
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from pocket_arabic.base import LATENT_DIM
+from pocket_arabic.adapt import Schedule
+from pocket_arabic.audio import write_wav
+from pocket_arabic.base import LATENT_DIM, encoder_hash, load_config, load_mimi, load_weights
+from pocket_arabic.progress import Pace
 from pocket_arabic.rows import distils
-from pocket_arabic.run import Clock, Pace, read_jsonl
+from pocket_arabic.run import Clock, read_jsonl
+from pocket_arabic.step import Steps
 
 
 class Operations(TorchDispatchMode):
@@ -31,29 +34,29 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class Counted(train.Training):
+class Counted(Steps):
     """Notes operations and tensors made from arrays in each step, by whether it distils."""
 
     operations: list = []  # noqa: RUF012
     tensors: list = []  # noqa: RUF012
 
-    def train_step(self):
+    def take(self, time_share):
         made = []
         with pytest.MonkeyPatch.context() as patch, Operations() as operations:
             for name in ("from_numpy", "tensor", "as_tensor"):
                 original = getattr(torch, name)
                 patch.setattr(torch, name, lambda *a, f=original, **k: made.append(f(*a, **k)) or made[-1])
-            super().train_step()
-        self.operations.append((distils(self.args.seed, self.step - 1), operations.count))
+            super().take(time_share)
+        self.operations.append((distils(self.args.seed, self.done - 1), operations.count))
         self.tensors.append(len(made))
 
 
-@pytest.mark.parametrize("flags", ["--optimizer muon --guide-steps 99", "--precision no --tune lora:4"])
+@pytest.mark.parametrize("flags", ["--optimizer muon", "--precision no --tune lora:4"])
 def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_path, monkeypatch):
     """Per-row tensors once made a step of 16 rows 4,247 operations, 6,651 with the distillation term, one of 64 7,981
     and 10,405: a GPU was busy a sixth of the time. Counted: everything from the rows to the averages, in a step of the
     nano model."""
-    monkeypatch.setattr(train, "Training", Counted)
+    monkeypatch.setattr(train, "Steps", Counted)
     found = {}
     for rows in (16, 64):
         Counted.operations, Counted.tensors = [], []
@@ -93,8 +96,8 @@ def nano_cache(tmp_path_factory):
 
 def random_cache(folder, utterances: int, base: str) -> None:
     """What data_prep.py would write, of random latents and texts, the first tenth valid."""
-    config = train.load_config(base)
-    mimi = train.load_mimi(config, train.load_weights(config))
+    config = load_config(base)
+    mimi = load_mimi(config, load_weights(config))
     rng = np.random.default_rng(0)
     folder.mkdir()
     frames = np.clip(rng.gamma(4.0, 13.2, utterances), 22, 160).astype(int)
@@ -125,11 +128,11 @@ def random_cache(folder, utterances: int, base: str) -> None:
     options = {
         "corpus": "random",
         "base": base,
-        "encoder_sha256": train.encoder_hash(mimi),
+        "encoder_sha256": encoder_hash(mimi),
         "head_sec": 0.1,
         "trim": True,
     }
-    train.write_wav(folder / "voice.wav", 0.1 * rng.standard_normal(48000).astype(np.float32), 24000)
+    write_wav(folder / "voice.wav", 0.1 * rng.standard_normal(48000).astype(np.float32), 24000)
     (folder / "cache.json").write_text(json.dumps({"format_version": 1, "options": options, "hours": {"train": 1.0}}))
 
 
@@ -149,8 +152,7 @@ def test_order_of_a_large_corpus_takes_no_time():
 def test_a_cosine_is_down_whichever_limit_ends_the_run():
     """On a slow machine the time ended runs whose rate was still at its peak: 150 of 900 steps in the quarter of an
     hour."""
-    args = Namespace(lr=1.0, warmup_steps=10, schedule="cosine")
-    rate = lambda step, share: train.learning_rate(args, step, 100, share)  # noqa: E731
+    rate = Schedule(lr=1.0, cosine=True, warmup_steps=10, last_step=100).rate
     assert rate(0, 0.0) == 0.1 and rate(9, 0.05) == 1.0 and rate(10, 0.0) == 1.0
     assert rate(55, 0.5) == rate(55, 0.0) == pytest.approx(0.5)  # time that is not short changes nothing
     assert rate(30, 0.99) < 0.001 and rate(99, 0.0) < 0.001  # each end
