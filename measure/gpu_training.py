@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import ROOT, made_by
-from release import random_base, release_config
+from hub import release_config
+from release import random_base
 
 from pocket_arabic.audio import write_wav
 from pocket_arabic.base import encoder_hash, load_config, load_mimi, load_tokenizer, load_weights

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 from harness import ROOT, write
-from hub import Hub, Repository, clartts_lookalike
+from hub import Hub, Repository, clartts_lookalike, random_release, release_config
 from pocket_tts.utils.config import Config
-from release import random_release, release_config, write_config
+from release import write_config
 
 from pocket_arabic.base import build_flow_lm
 from pocket_arabic.run import Parser, command, location, read_jsonl

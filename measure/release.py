@@ -1,14 +1,13 @@
-"""The released layout with random weights, as a base that scripts load: for what needs its size, not its speech."""
+"""The released layout with random weights, as a base that scripts load: for what needs its size, not its speech.
 
-import sys
+To be imported after `harness`, which finds tests/hub.py.
+"""
+
 from pathlib import Path
 
 import yaml
-from harness import ROOT
-from pocket_tts.utils.config import Config
-
-sys.path.insert(0, str(ROOT / "tests"))
 from hub import random_release, release_config
+from pocket_tts.utils.config import Config
 
 from pocket_arabic.base import build_flow_lm
 
