@@ -8,7 +8,7 @@ Writes  exploration_report.md and README.md: what stands between their markers, 
     python measure/tables.py --check     # writes nothing, names the blocks that it would write otherwise
 
 A block is a line `<!-- table: NAME -->` or `<!-- figures: NAME -->`, what is written, and a line `<!-- end -->`. NAME
-is a function below that gives the lines. A block whose file is not there yet stays as it is.
+is a function below that gives the lines.
 """
 
 import json
@@ -42,11 +42,7 @@ def filled(document: str) -> str:
         start, name, end = match.groups()
         if name not in BLOCKS:
             raise UserError(f"<!-- table: {name} -->: no such table; measure/tables.py has {', '.join(BLOCKS)}")
-        try:
-            lines = BLOCKS[name]()
-        except FileNotFoundError:  # its figures are still to come
-            return match[0]
-        return start + "".join(f"{line}\n" for line in lines) + end
+        return start + "".join(f"{line}\n" for line in BLOCKS[name]()) + end
 
     if len(re.findall(MARKER, document)) != len(BLOCK.findall(document)):
         raise UserError("a block lacks its <!-- end -->, on a line of its own")
