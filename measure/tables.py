@@ -214,10 +214,12 @@ def flow_errors() -> list[str]:
 
 @block
 def demo_curve() -> list[str]:
-    log = LOGS["`make demo`"]
-    figures = {"held-out flow error": evaluations(log), "speech score, dB": evaluations(log, "speech_score")}
-    rows = [(title, *fixed(values.values(), 2)) for title, values in figures.items() if values]
-    return table(" | ".join(map(str, ("step", *evaluations(log)))), rows)
+    log, rows = LOGS["`make demo`"], []
+    steps = evaluations(log)
+    for title, key in (("held-out flow error", "valid_flow_error"), ("speech score, dB", "speech_score")):
+        if values := evaluations(log, key):
+            rows.append((title, *(f"{values[step]:.2f}" if step in values else "" for step in steps)))
+    return table(" | ".join(map(str, ("step", *steps))), rows)
 
 
 @block
