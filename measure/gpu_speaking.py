@@ -74,6 +74,7 @@ def build(tiny: bool, device: str) -> TTSModel:
     lm.speaker_proj_weight = nn.Parameter(torch.randn(config.flow_lm.transformer.d_model, 32) * 32**-0.5)
     model = TTSModel(lm, config.default_temperature, 1, None, float("inf"), config)
     model.mimi = build_mimi(config.mimi)
+    model.guidance = 1.0  # none, as pocket_arabic.base.tts_model leaves it where nothing is said
     stamp_state_names(model)
     return model.eval().requires_grad_(False).to(device)
 
