@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast a batch speaks: the released `english` size with random weights, utterances as long as ClArTTS's test split
+"""How fast a batch speaks: the released `english` size with random weights, sentences as long as ClArTTS's test split
 has them.
 
 Reads   nothing. Needs torch, numpy and pocket-tts only.
@@ -8,9 +8,9 @@ Writes  a JSON line a measurement; with --out all of them to a file.
     python measure/gpu_speaking.py --out samples/bench_gpu.json     # a GPU; some 2 minutes
     python measure/gpu_speaking.py --tiny                           # does it run? any CPU
 
-615 utterances of 1.8 to 12.8 s, 44 minutes in all. Random weights never end, so every utterance has its number of
+615 sentences of 1.8 to 12.8 s, 44 minutes in all. Random weights never end, so every sentence has its number of
 frames. Measured: the batch with decoding, its parts apart, frames launched kernel by kernel, a batch of one row, and
-the wheel's own loop, which speaks one utterance after another; and whether an utterance is the same alone and among
+the wheel's own loop, which speaks one sentence after another; and whether a sentence is the same alone and among
 others.
 """
 
@@ -39,10 +39,10 @@ from pocket_tts.modules.stateful_module import ModelState, init_states
 from pocket_tts.utils.config import CONFIGS_DIR, Config
 from torch import nn
 
-logging.getLogger("pocket_tts").setLevel(logging.ERROR)  # the stock loop says of every utterance that it did not end
+logging.getLogger("pocket_tts").setLevel(logging.ERROR)  # the stock loop says of every sentence that it did not end
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pocket_arabic.batch import Batch, Finished, Utterance, decode, run  # noqa: E402
+from pocket_arabic.batch import Finished, Sentence, SpeechBatch, decode, run  # noqa: E402
 
 T = TypeVar("T")
 FRAME_SEC = 0.08
@@ -89,14 +89,14 @@ def voice(model: TTSModel) -> ModelState:
     return state
 
 
-def utterances(model: TTSModel, count: int) -> list[Utterance]:
+def sentences(model: TTSModel, count: int) -> list[Sentence]:
     """Gamma-distributed lengths, mean 4.3 s, cut to 1.8 to 12.8 s; some 12 tokens a second, as Buckwalter in the
     released pieces."""
     rng, state = np.random.default_rng(0), voice(model)
     seconds = np.clip(rng.gamma(4.0, 4.3 / 4, count), 1.8, 12.8)
     tokens = [model.flow_lm.conditioner.tokenizer("x" * int(12 * s))[0].tolist() for s in seconds]
     return [
-        Utterance(state, t, i, 2, int(s / FRAME_SEC), int(s / FRAME_SEC))
+        Sentence(state, t, i, 2, int(s / FRAME_SEC), int(s / FRAME_SEC))
         for i, (t, s) in enumerate(zip(tokens, seconds))
     ]
 
@@ -124,33 +124,33 @@ def report(found: list[dict], what: str, audio_sec: float, seconds: float, **mor
     note(found, what, audio_sec=round(audio_sec, 1), seconds=round(seconds, 3), times_real_time=times, **more)
 
 
-def generate(batch: Batch, chosen: list[Utterance]) -> list[Finished]:
+def generate(batch: SpeechBatch, chosen: list[Sentence]) -> list[Finished]:
     """Latents alone, in the order of `chosen`."""
     waiting, finished = list(reversed(chosen)), {}
-    while waiting or batch.utterances:
+    while waiting or batch.sentences:
         if room := [waiting.pop() for _ in range(min(batch.free, len(waiting)))]:
             batch.add(room)
-        finished |= {id(f.utterance): f for f in batch.advance()}
+        finished |= {id(f.sentence): f for f in batch.advance()}
     return [finished[id(u)] for u in chosen]
 
 
-def stock(model: TTSModel, utterance: Utterance) -> int:
-    """The wheel's own loop on one utterance. Returns its samples."""
-    model._estimate_max_gen_len = lambda _: utterance.max_frames
-    text, stop = "x" * len(utterance.tokens), threading.Event()
-    return sum(len(piece) for piece in model._generate_audio_stream_short_text(utterance.voice, text, 2, True, stop))
+def stock(model: TTSModel, sentence: Sentence) -> int:
+    """The wheel's own loop on one sentence. Returns its samples."""
+    model._estimate_max_gen_len = lambda _: sentence.max_frames
+    text, stop = "x" * len(sentence.tokens), threading.Event()
+    return sum(len(piece) for piece in model._generate_audio_stream_short_text(sentence.voice, text, 2, True, stop))
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def wheel_alone(model: TTSModel, some: list[Utterance], found: list[dict]) -> None:
+def wheel_alone(model: TTSModel, some: list[Sentence], found: list[dict]) -> None:
     stock(model, some[0])
-    samples, seconds = timed(model, lambda: sum(stock(model, utterance) for utterance in some))
-    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, seconds, utterances=len(some))
+    samples, seconds = timed(model, lambda: sum(stock(model, sentence) for sentence in some))
+    report(found, "the wheel's own loop, one by one", samples / model.sample_rate, seconds, sentences=len(some))
 
 
-def latents_alone(model: TTSModel, chosen: list[Utterance], few: int, rows: int, found: list[dict]) -> list[Finished]:
+def latents_alone(model: TTSModel, chosen: list[Sentence], few: int, rows: int, found: list[dict]) -> list[Finished]:
     """The second of two rounds counts: the first captures graphs. Returns what the last way made of `chosen`."""
     for name, size, graphs, some in (
         ("a batch of one row, latents alone, frames launched kernel by kernel", 1, False, chosen[:few]),
@@ -158,16 +158,16 @@ def latents_alone(model: TTSModel, chosen: list[Utterance], few: int, rows: int,
         ("a batch of one row, latents alone", 1, True, chosen[:few]),
         ("batch, latents alone", rows, True, chosen),
     ):
-        batch = Batch(model, size, graphs)  # the one before is freed
+        batch = SpeechBatch(model, size, graphs)  # the one before is freed
         for _ in range(2):
             made, seconds = timed(model, partial(generate, batch, some))
-        report(found, name, FRAME_SEC * sum(len(f.latents) for f in made), seconds, rows=size, utterances=len(some))
+        report(found, name, FRAME_SEC * sum(len(f.latents) for f in made), seconds, rows=size, sentences=len(some))
     return made
 
 
 def same_alone(model: TTSModel, together: list[Finished], found: list[dict]) -> None:
     """Alone, launched, and among others, by graphs: the same, but for rounding that each frame hands to the next."""
-    alone = generate(Batch(model, 1, graphs=False), [f.utterance for f in together[:4]])
+    alone = generate(SpeechBatch(model, 1, graphs=False), [f.sentence for f in together[:4]])
     differences = [float((a.latents - b.latents).abs().max()) for a, b in zip(alone, together)]
     largest = max(float(a.latents.abs().max()) for a in alone)
     note(found, "alone and in the batch", largest_differences=differences, largest_latent=largest)
@@ -180,9 +180,9 @@ def decoding_alone(model: TTSModel, together: list[Finished], found: list[dict])
     report(found, "decoding alone, one group", FRAME_SEC * sum(map(len, latents)), seconds, rows=len(latents))
 
 
-def with_decoding(model: TTSModel, chosen: list[Utterance], rows: int, found: list[dict]) -> None:
+def with_decoding(model: TTSModel, chosen: list[Sentence], rows: int, found: list[dict]) -> None:
     """In all, as generate_sample.py speaks a file."""
-    batch = Batch(model, rows)
+    batch = SpeechBatch(model, rows)
 
     def speak() -> tuple[int, float]:
         """Samples, and the seconds to the first of them."""
@@ -194,7 +194,7 @@ def with_decoding(model: TTSModel, chosen: list[Utterance], rows: int, found: li
 
     for round_ in ("first round", "second round"):
         (samples, first), seconds = timed(model, speak)
-        more = {"first_audio_sec": round(first, 3), "rows": rows, "utterances": len(chosen)}
+        more = {"first_audio_sec": round(first, 3), "rows": rows, "sentences": len(chosen)}
         if model.device.type == "cuda":
             more |= {"memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)}
         report(found, f"batch with decoding, {round_}", samples / model.sample_rate, seconds, **more)
@@ -203,16 +203,16 @@ def with_decoding(model: TTSModel, chosen: list[Utterance], rows: int, found: li
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rows", type=int, default=64, help="rows of the batch")
-    p.add_argument("--utterances", type=int, default=615)
-    p.add_argument("--stock", type=int, default=6, help="utterances spoken by the wheel's own loop")
+    p.add_argument("--sentences", type=int, default=615)
+    p.add_argument("--stock", type=int, default=6, help="sentences spoken by the wheel's own loop")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--tiny", action="store_true", help="a small model, 12 utterances, 4 rows")
+    p.add_argument("--tiny", action="store_true", help="a small model, 12 sentences, 4 rows")
     p.add_argument("--out", type=Path)
     args = p.parse_args()
     if args.tiny:
-        args.utterances, args.rows, args.stock = 12, 4, 2
+        args.sentences, args.rows, args.stock = 12, 4, 2
     model, found = build(args.tiny, args.device), []
-    chosen = utterances(model, args.utterances)
+    chosen = sentences(model, args.sentences)
 
     wheel_alone(model, chosen[: args.stock], found)
     together = latents_alone(model, chosen, args.stock, args.rows, found)
