@@ -123,7 +123,9 @@ def spectrogram(kinds: dict[str, np.ndarray], path: Path, top: float, window: in
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Pocket TTS, speaking Classical Arabic: samples</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Pocket TTS, speaking Classical Arabic: samples</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 article {{ border-top: 1px solid #ccc; padding: 1rem 0; }}

@@ -148,23 +148,10 @@ def train_speed(base: Path, data: Path, out: Path, steps: int, *flags: str, code
     """Frames a second over all steps but the first two, padding, peak memory and trainable parameters of one short
     run."""
     shutil.rmtree(out, ignore_errors=True)
-    fixed = [
-        "--init",
-        "base",
-        "--log-every",
-        1,
-        "--eval-every",
-        0,
-        "--sample-every",
-        0,
-        "--max-steps",
-        steps,
-        "--epochs",
-        1000,
-        "--precision",
-        "no",
-    ]
-    argv = [sys.executable, "-c", code, "--base", base, "--data", data, "--out", out, *fixed, *flags]
+    fixed = (
+        f"--init base --log-every 1 --eval-every 0 --sample-every 0 --max-steps {steps} --epochs 1000 --precision no"
+    )
+    argv = [sys.executable, "-c", code, "--base", base, "--data", data, "--out", out, *fixed.split(), *flags]
     result = subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stderr)
@@ -273,17 +260,9 @@ def main() -> None:
             yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), file)
         for size, base in (("real size", folder / "english.yaml"), ("nano size", ROOT / "demo" / "base.yaml")):
             if args.only in (None, size):
-                prepare = [
-                    sys.executable,
-                    ROOT / "data_prep.py",
-                    "--corpus",
-                    folder / "corpus",
-                    "--base",
-                    base,
-                    "--out",
-                    folder / size,
-                ]
-                subprocess.run([str(a) for a in prepare], check=True, stdout=subprocess.DEVNULL)
+                prepare = f"data_prep.py --corpus {folder}/corpus --base {base} --out".split()
+                prepare = [sys.executable, *prepare, folder / size]
+                subprocess.run(prepare, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
                 batch, steps, rounds = (4, 6, 1) if size == "real size" else (8, 20, args.rounds)
                 result[size] = bench_train(
                     base, folder / size, folder / "run", batch, steps, rounds, ("last:2", "lora:8", "text")

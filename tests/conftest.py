@@ -1,10 +1,7 @@
-"""A tiny base with random weights in the wheel's own format, a small corpus, and the three scripts as a user runs
-them."""
+"""A tiny base with random weights in the wheel's own format, a small corpus, and what the scripts make of them."""
 
 import hashlib
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +10,9 @@ import soundfile as sf
 import torch
 import yaml
 from safetensors.torch import save_file
+from scripts import ROOT, run  # before the module: it sets the environment, and where that lies
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from pocket_arabic.base import build_flow_lm, build_mimi, load_config  # noqa: E402
+from pocket_arabic.base import build_flow_lm, build_mimi, load_config
 
 torch.set_num_threads(1)
 
@@ -31,14 +26,6 @@ TEXTS = [
     "جَاءَ الشِّتَاءُ وَٱشْتَدَّ الْبَرْدُ.",
     "لَا تُؤَجِّلْ عَمَلَ الْيَوْمِ.",
 ]
-
-
-def run(script: str, *args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run one of the scripts in a shell of its own, in `cwd`."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True
-    )
 
 
 def fails(result: subprocess.CompletedProcess, *words: str) -> None:
@@ -122,7 +109,7 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache(corpus, tiny_base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "c"
-    result = run("data_prep.py", "--corpus", corpus, "--base", tiny_base, "--out", folder)
+    result = run(f"data_prep.py --corpus {corpus} --base {tiny_base} --out {folder}")
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -130,7 +117,7 @@ def cache(corpus, tiny_base, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "r"
-    result = run("train.py", *TRAIN, "--data", cache, "--out", folder, "--max-steps", 4)
+    result = run(f"train.py {RECIPE} --data {cache} --out {folder} --max-steps 4")
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -139,4 +126,3 @@ RECIPE = (
     "--init scratch --weight-decay 0 --batch-size 3 --lr 1e-3 --warmup-steps 2 --eval-every 2 --sample-every 4 "
     "--log-every 1 --epochs 9 --precision no"
 )
-TRAIN = RECIPE.split()

@@ -2,21 +2,21 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 from bench import LiveLatents
-from conftest import ROOT, TRAIN, fails, run
+from conftest import RECIPE, fails
 from pocket_tts import TTSModel
 from safetensors.torch import load_file
+from scripts import ended, run, start
 from test_model import TWO, make_rows, whole_batch
+from test_pipeline import assert_same_weights
 
 from pocket_arabic.adapt import Muon, build_optimizers, merged, orthogonalised, set_trainable
 from pocket_arabic.model import LSD, TrainableTTS, backbone
@@ -43,23 +43,10 @@ EXPECTED = {
 @pytest.mark.parametrize("tune", EXPECTED)
 def test_a_step_changes_exactly_what_it_names(tune, finished_run, cache, tmp_path, monkeypatch):
     base = finished_run / "bundle"
-    flags = [
-        "--init",
-        "base",
-        "--base",
-        base / "arabic.yaml",
-        "--max-steps",
-        1,
-        "--sample-every",
-        0,
-        "--lr",
-        0.01,
-        "--warmup-steps",
-        0,
-        "--weight-decay",
-        0.1,
-    ]
-    result = run("train.py", *TRAIN, *flags, "--tune", *tune.split(), "--data", cache, "--out", tmp_path / "r")
+    result = run(
+        f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --init base --base {base}/arabic.yaml --tune {tune} "
+        "--max-steps 1 --sample-every 0 --lr 0.01 --warmup-steps 0 --weight-decay 0.1"
+    )
     assert result.returncode == 0, result.stderr
     # The bundle may hold the untrained step 0, if that scored better; the averages after the step are what is asked
     # about.
@@ -166,29 +153,23 @@ def test_parts_add_up_to_the_batch(flow_lm):
             torch.testing.assert_close(p.grad / scale, expected[name] / scale, rtol=1e-5, atol=1e-5)
 
 
+# What `accelerate launch` runs for several GPUs; it has no such mode for CPUs without MPI.
+ON_TWO = "-m torch.distributed.run --standalone --nproc_per_node 2"
+ON_CPUS = {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+
+
 def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
     """Three steps of four utterances: at once, in two parts, on two processes; the epoch's last batch is a short
     one."""
-    common = [*TRAIN, "--data", cache, "--sample-every", 0, "--max-steps", 3]
-    # What `accelerate launch` runs for several GPUs; it has no such mode for CPUs without MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    two = [*launch, ROOT / "train.py", *common, "--batch-size", 2, "--out", tmp_path / "processes"]
-    result = subprocess.run([str(a) for a in two], env=env, capture_output=True, text=True)
-    assert result.returncode == 0 and "2 x cpu" in result.stdout, result.stderr[-2000:]
-    for name, flags in {"whole": ["--batch-size", 4], "accumulated": ["--batch-size", 2, "--grad-accum", 2]}.items():
-        result = run("train.py", *common, *flags, "--out", tmp_path / name)
-        assert result.returncode == 0, result.stderr
-    logs = {
-        n: [r for r in read_jsonl(tmp_path / n / "progress.jsonl") if r["kind"] == "train"]
-        for n in ("whole", "accumulated", "processes")
-    }
-    weights = {n: load_file(tmp_path / n / "checkpoints" / "step_000003" / "model.safetensors") for n in logs}
+    line = f"train.py {RECIPE} --data {cache} --sample-every 0 --max-steps 3"
+    ways = {"whole": "--batch-size 4", "accumulated": "--batch-size 2 --grad-accum 2", "processes": "--batch-size 2"}
+    results = {name: run(f"{line} {ways[name]} --out {tmp_path / name}") for name in ("whole", "accumulated")}
+    results["processes"] = ended(start(f"{ON_TWO} {line} {ways['processes']} --out {tmp_path}/processes", env=ON_CPUS))
+    for result in results.values():
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert "2 x cpu" in results["processes"].stdout
+    logs = {n: [r for r in read_jsonl(tmp_path / n / "progress.jsonl") if r["kind"] == "train"] for n in ways}
+    weights = {n: load_file(tmp_path / n / "checkpoints" / "step_000003" / "model.safetensors") for n in ways}
     for name in ("accumulated", "processes"):
         for a, b in zip(logs["whole"], logs[name], strict=True):
             for key in ("loss", "flow_error", "eos", "grad_norm"):
@@ -198,61 +179,31 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
                 weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
             )
     # A run goes on on another machine if a step stays the same.
-    result = run("train.py", *common[:-1], 4, "--batch-size", 1, "--grad-accum", 4, "--out", tmp_path / "processes")
+    line = f"train.py {RECIPE} --data {cache} --sample-every 0 --out {tmp_path}/processes"
+    result = run(f"{line} --max-steps 4 --batch-size 1 --grad-accum 4")
     assert result.returncode == 0 and "continuing at step 3" in result.stdout, result.stderr
-    fails(run("train.py", *common, "--batch-size", 3, "--out", tmp_path / "processes"), "effective_batch: 4 -> 3")
+    fails(run(f"{line} --max-steps 3 --batch-size 3"), "effective_batch: 4 -> 3")
 
 
 def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
     """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
-    common = [
-        *TRAIN,
-        "--data",
-        cache,
-        "--batch-size",
-        1,
-        "--sample-every",
-        0,
-        "--eval-every",
-        0,
-        "--epochs",
-        20,
-        "--max-steps",
-        40,
-        "--optimizer",
-        "muon",
-    ]
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-    def start(out: str) -> subprocess.Popen:
-        command = [str(a) for a in (*launch, *common, "--out", tmp_path / out)]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
+    line = f"{ON_TWO} train.py {RECIPE} --data {cache} --batch-size 1 --sample-every 0 --eval-every 0 --epochs 20"
+    line += " --max-steps 40 --optimizer muon --out"
     for wanted in (4, 11, 19, 28):  # until it stops inside an epoch of three steps
-        process = start("stopped")
-        for line in process.stdout:
-            if line.startswith(f"step {wanted}/"):
+        process = start(line, tmp_path / "stopped", env=ON_CPUS, stderr=subprocess.DEVNULL)
+        for printed in process.stdout:
+            if printed.startswith(f"step {wanted}/"):
                 process.send_signal(signal.SIGTERM)
                 break
-        process.communicate(timeout=600)
+        ended(process)
         step = max(int(p.name[5:]) for p in (tmp_path / "stopped" / "checkpoints").glob("step_*"))
         if step % 3:
             break
     assert 4 <= step < 40 and step % 3
     for out in ("stopped", "whole"):
-        process = start(out)
-        process.communicate(timeout=600)
-        assert process.returncode == 0
-    for name in ("model.safetensors", "ema.safetensors"):
-        a, b = (load_file(tmp_path / out / "checkpoints" / "step_000040" / name) for out in ("stopped", "whole"))
-        assert all(torch.equal(a[k], b[k]) for k in a)
+        result = ended(start(line, tmp_path / out, env=ON_CPUS))
+        assert result.returncode == 0, result.stderr
+    assert_same_weights(*(tmp_path / out / "checkpoints" / "step_000040" for out in ("stopped", "whole")))
 
 
 def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp_path):
@@ -264,68 +215,29 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
     shutil.copytree(checkpoints / "step_000004", half)
     (half / "optimizers.pt").write_bytes((half / "optimizers.pt").read_bytes()[:100])
     (half / "state.json").unlink()
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *TRAIN,
-        "--data",
-        str(cache),
-        "--out",
-        str(tmp_path / "r"),
-        "--eval-every",
-        "1",
-        "--sample-every",
-        "0",
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 1 --sample-every 0 --epochs 100000"
     for seed in range(3):
         seen = len(read_jsonl(tmp_path / "r" / "progress.jsonl"))
-        process = subprocess.Popen(
-            [*command, "--max-steps", "100000", "--epochs", "100000"], env=env, stdout=subprocess.DEVNULL
-        )
+        process = start(f"{line} --max-steps 100000", stdout=subprocess.DEVNULL)
         while len(read_jsonl(tmp_path / "r" / "progress.jsonl")) < seen + 3:
+            assert process.poll() is None
             time.sleep(0.01)
         while process.poll() is None and not list(checkpoints.glob(".step_*.tmp")):
             time.sleep(0.0005)
         time.sleep(0.002 * seed)
         process.kill()
-        process.wait()
+        ended(process)
     step = max(int(p.name[5:]) for p in checkpoints.glob("step_*"))
-    result = run(
-        "train.py",
-        *TRAIN,
-        "--data",
-        cache,
-        "--out",
-        tmp_path / "r",
-        "--eval-every",
-        1,
-        "--sample-every",
-        0,
-        "--max-steps",
-        step + 1,
-        "--epochs",
-        100000,
-    )
+    result = run(f"{line} --max-steps {step + 1}")
     assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
     assert not list(checkpoints.glob(".step_*.tmp"))
 
 
 def test_a_fresh_tokenizer_trains_exports_and_continues(finished_run, cache, tmp_path, monkeypatch):
     """It must end in a bundle which stock tools load."""
-    flags = ["--init", "base", "--base", finished_run / "bundle" / "arabic.yaml", "--data", cache, "--sample-every", 0]
+    line = f"train.py {RECIPE} --init base --base {finished_run}/bundle/arabic.yaml --data {cache} --sample-every 0"
     for steps in (1, 2):
-        result = run(
-            "train.py",
-            *TRAIN,
-            *flags,
-            "--tokenizer",
-            "fresh:120",
-            "--out",
-            tmp_path / "fresh",
-            "--max-steps",
-            steps,
-        )
+        result = run(f"{line} --tokenizer fresh:120 --out {tmp_path / 'fresh'} --max-steps {steps}")
         assert result.returncode == 0, result.stderr
     monkeypatch.chdir(tmp_path / "fresh" / "bundle")
     model = TTSModel.load_model(config="arabic.yaml")
@@ -378,30 +290,18 @@ def test_rows_of_a_batch_are_of_like_length():
 
 def test_max_hours_leaves_time_to_close(cache, tmp_path):
     """The run ends, exported, about when it was told to, and the same command finds nothing left to do."""
-    command = [
-        *TRAIN,
-        "--data",
-        cache,
-        "--out",
-        tmp_path / "r",
-        "--epochs",
-        100000,
-        "--eval-every",
-        5,
-        "--max-hours",
-        0.005,
-    ]
-    result = run("train.py", *command)
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --epochs 100000 --eval-every 5 --max-hours 0.003"
+    result = run(line)
     assert result.returncode == 0 and "bundle: " in result.stdout, result.stderr
     last = read_jsonl(tmp_path / "r" / "progress.jsonl")[-1]
-    assert last["step"] > 5 and last["hours"] < 0.0055
-    result = run("train.py", *command)
+    assert last["step"] > 5 and last["hours"] < 0.0035
+    result = run(line)
     assert result.returncode == 0 and "nothing to do" in result.stdout, result.stderr
 
 
 def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
-    flags = ["--subset", 2, "--max-steps", 30, "--eval-every", 30, "--sample-every", 0, "--lr", "3e-3"]
-    result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
+    flags = "--subset 2 --max-steps 30 --eval-every 30 --sample-every 0 --lr 3e-3"
+    result = run(f"train.py {RECIPE} {flags} --data {cache} --out {tmp_path / 'r'}")
     assert result.returncode == 0 and "2 utterances" in result.stdout, result.stderr
     scores = [r["valid_flow_error"] for r in read_jsonl(tmp_path / "r" / "progress.jsonl") if r["kind"] == "eval"]
     assert scores[-1] < 0.9 * scores[0]
@@ -409,52 +309,23 @@ def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
 
 def test_patience_stops_and_keeps_the_best(cache, tmp_path):
     """With no learning rate to speak of, later scores are not better than the first."""
-    flags = [
-        "--patience",
-        2,
-        "--eval-every",
-        1,
-        "--max-steps",
-        50,
-        "--sample-every",
-        0,
-        "--lr",
-        "1e-9",
-        "--weight-decay",
-        0,
-        "--judge-sentences",
-        0,
-    ]
-    result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
+    flags = "--patience 2 --eval-every 1 --max-steps 50 --sample-every 0 --lr 1e-9 --judge-sentences 0"
+    result = run(f"train.py {RECIPE} {flags} --data {cache} --out {tmp_path / 'r'}")
     assert result.returncode == 0 and "no better than step 0 for 2 evaluations" in result.stdout, result.stderr
     assert json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000"
 
 
 def test_wandb_offline_needs_no_login(cache, tmp_path):
-    result = run(
-        "train.py",
-        *TRAIN,
-        "--data",
-        cache,
-        "--out",
-        tmp_path / "r",
-        "--max-steps",
-        2,
-        "--sample-every",
-        0,
-        "--wandb",
-        "test",
-        HOME=str(tmp_path),
-        WANDB_API_KEY="",
-    )
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 2 --sample-every 0 --wandb test"
+    result = run(line, HOME=str(tmp_path), WANDB_API_KEY="")
     assert result.returncode == 0 and "offline" in result.stdout, result.stderr[-2000:]
     assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))
 
 
 def test_adaptation_refuses(cache, finished_run, tmp_path):
-    args = ["--data", cache, "--out", tmp_path / "r"]
+    line = f"train.py --data {cache} --out {tmp_path / 'r'}"
     for tune in ("lora", "lora:0", "last:x", "everything"):
-        fails(run("train.py", *args, "--tune", tune), f"--tune {tune}", "last:N")
-    fails(run("train.py", *args, "--base", finished_run / "bundle" / "arabic.yaml", "--tune", "last:9"), "has 2 layers")
-    fails(run("train.py", *args, "--mark-dropout", 1.5), "--mark-dropout")
+        fails(run(f"{line} --tune {tune}"), f"--tune {tune}", "last:N")
+    fails(run(f"{line} --base {finished_run}/bundle/arabic.yaml --tune last:9"), "has 2 layers")
+    fails(run(f"{line} --mark-dropout 1.5"), "--mark-dropout")
     assert not (tmp_path / "r").exists()

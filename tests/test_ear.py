@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fails, run
+from conftest import fails
+from scripts import ROOT, run
 
 sys.path.insert(0, str(ROOT / "measure"))
 import ear

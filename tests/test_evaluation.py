@@ -4,12 +4,14 @@ hub."""
 import doctest
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS, digest, fails, run
+from conftest import TEXTS, digest, fails
 from hub import Hub, Repository, clartts_lookalike
+from scripts import run
 from transformers import (
     GenerationConfig,
     Wav2Vec2FeatureExtractor,
@@ -26,6 +28,7 @@ from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 from pocket_arabic import evaluation
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import write_wav
+from pocket_arabic.cache import Cache
 from pocket_arabic.corpus import CLARTTS
 from pocket_arabic.evaluation import Sound, distances, error_rates, load_recogniser, mel_cepstra, spread, summarise
 
@@ -302,76 +305,69 @@ print("{}")
 """
 
 
-def test_evaluation_of_a_folder_corpus(finished_run, cache, tmp_path):
-    (tmp_path / "parrot.py").write_text(PARROT)
-    line = [
-        "generate_sample.py",
-        "--evaluate",
-        "--data",
-        cache,
-        "--model",
-        finished_run,
-        "--seeds",
-        2,
-        "--out",
-        tmp_path / "e",
-    ]
-    line += ["--asr", f"parrot=program:{sys.executable} {tmp_path / 'parrot.py'}"]
-    result = run(*line)
+@pytest.fixture(scope="module")
+def evaluated(finished_run, cache, tmp_path_factory) -> tuple[list, Path, str]:
+    """The test split scored by the parrot: the command (a line and its recogniser), its folder, what it printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "parrot.py").write_text(PARROT)
+    line = f"generate_sample.py --evaluate --data {cache} --model {finished_run} --seeds 2 --out {folder / 'e'} --asr"
+    command = [line, f"parrot=program:{sys.executable} {folder / 'parrot.py'}"]
+    result = run(*command)
     assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8"))
-    assert (tmp_path / "e" / "evaluation.md").read_text(encoding="utf-8") in result.stdout
+    return command, folder / "e", result.stdout
+
+
+def figures(folder: Path) -> dict:
+    """evaluation.json, without what a clock has measured."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    for measures in found["summary"].values():
+        measures.pop("real_time_factor", None)
+    return found
+
+
+def test_evaluation_of_a_folder_corpus(evaluated):
+    _, folder, printed = evaluated
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert (folder / "evaluation.md").read_text(encoding="utf-8") in printed
     assert list(found["summary"]) == ["recording", "codec round trip", "generated, 2 seeds"]
     recording, _, generated = found["summary"].values()
-    assert (
-        recording["mcd_db"]["mean"] == 0
-        and recording["voicing_error"]["mean"] == 0
-        and recording["duration_ratio"]["mean"] == 1
-    )
-    assert (
-        generated["spoken"] == 2
-        and generated["real_time_factor"] > 0
-        and generated["mcd_db"]["mean"] > 0
-        and generated["marks_asked"] == 1
-        and generated["marks_heard"] in (0, 1)
-    )
+    same = {"mcd_db": 0, "voicing_error": 0, "duration_ratio": 1}
+    assert {name: recording[name]["mean"] for name in same} == same
+    assert generated["spoken"] == 2 and generated["real_time_factor"] > 0 and generated["mcd_db"]["mean"] > 0
+    assert generated["marks_asked"] == 1 and generated["marks_heard"] in (0, 1)
     # The parrot says nearly the same everywhere: its errors can be counted by hand.
     heard, said = (arabic.scored(t, True) for t in (arabic.deromanise("la tu&aj~ilo Eamala Aloyawomi"), TEXTS[7]))
     assert levenshtein(said, heard) < 4 and 0 < recording["cer_marks parrot"]["mean"] < 0.3
-    assert [row["kind"] for row in found["sentences"]] == [
-        "recording",
-        "codec",
-        "seed_0",
-        "seed_3",
-        "swapped_0",
-    ]  # retries would take 1 and 2
-    assert found["normaliser"].startswith("Always: NFKC") and found["normaliser"] in result.stdout
+    # retries would take 1 and 2
+    assert [row["kind"] for row in found["sentences"]] == ["recording", "codec", "seed_0", "seed_3", "swapped_0"]
+    assert found["normaliser"].startswith("Always: NFKC") and found["normaliser"] in printed
 
-    # Again: nothing is spoken twice, and the figures stay; nor after a crash in a line of a log, or without a wav.
-    before = digest(tmp_path / "e")
-    assert run(*line).returncode == 0
-    assert {k: v for k, v in digest(tmp_path / "e").items() if k != "evaluation.json"} == {
-        k: v for k, v in before.items() if k != "evaluation.json"
-    }
-    with open(tmp_path / "e" / "spoken.jsonl", "a") as log:
+
+def test_an_evaluation_continues(evaluated):
+    """Again: nothing is spoken twice, and the figures stay; nor after a crash in a line of a log, or without a wav."""
+    command, folder, _ = evaluated
+    before, found = digest(folder), figures(folder)
+    assert run(*command).returncode == 0
+    after = digest(folder)
+    assert {name for name in before if after[name] != before[name]} <= {"evaluation.json"} and len(after) == len(before)
+    with open(folder / "spoken.jsonl", "a") as log:
         log.write('{"kind": "seed_')
-    (tmp_path / "e" / "seed_0" / "7.wav").unlink()
-    (tmp_path / "e" / "codec" / "7.wav").unlink()
+    lost = ("seed_0/7.wav", "codec/7.wav")
+    for name in lost:
+        (folder / name).unlink()
     for _ in range(2):
-        assert run(*line).returncode == 0
-    assert (
-        digest(tmp_path / "e")["seed_0/7.wav"] == before["seed_0/7.wav"]
-        and digest(tmp_path / "e")["codec/7.wav"] == before["codec/7.wav"]
-    )
-    again = json.loads((tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8"))
-    for kind, measures in found["summary"].items():
-        assert {k: v for k, v in again["summary"][kind].items() if k != "real_time_factor"} == {
-            k: v for k, v in measures.items() if k != "real_time_factor"
-        }
-    fails(run(*line, "--temperature", 0.1), "another evaluation", "temperature: null -> 0.1", "rm -r")
-    fails(run(*line, "--pausal"), "--pausal does not go with --evaluate")
-    fails(run(*line, *line[-2:]), "two of the same name")
-    fails(run(*line[:-4], "--out", "/proc/none"), "--out /proc/none", "may not be written")
+        assert run(*command).returncode == 0
+    assert all(digest(folder)[name] == before[name] for name in lost)
+    assert figures(folder)["summary"] == found["summary"]
+
+
+def test_evaluation_refuses(evaluated):
+    (line, parrot), folder, _ = evaluated
+    fails(run(line, parrot, "--temperature", 0.1), "another evaluation", "temperature: null -> 0.1", "rm -r")
+    fails(run(line, parrot, "--pausal"), "--pausal does not go with --evaluate")
+    fails(run(line, parrot, "--asr", parrot), "two of the same name")
+    elsewhere = line.replace(f"--out {folder}", "--out /proc/none")
+    fails(run(elsewhere, parrot), "--out /proc/none", "may not be written")
 
 
 def test_evaluation_with_models_of_the_hub(finished_run, tiny_base, tmp_path):
@@ -384,59 +380,33 @@ def test_evaluation_with_models_of_the_hub(finished_run, tiny_base, tmp_path):
     }
     with Hub(repositories) as hub:
         env = hub.environment(tmp_path / "hf")
-        result = run("data_prep.py", "--base", tiny_base, "--out", tmp_path / "data", **env)
+        result = run(f"data_prep.py --base {tiny_base} --out {tmp_path / 'data'}", **env)
         assert result.returncode == 0, result.stderr
         hub.served.clear()
-        line = [
-            "generate_sample.py",
-            "--evaluate",
-            "--data",
-            tmp_path / "data",
-            "--model",
-            finished_run,
-            "--seeds",
-            1,
-            "--out",
-            tmp_path / "e",
-        ]
-        result = run(*line, "--asr", "some/whisper", "--speaker-model", "some/speaker", **env)
+        line = f"generate_sample.py --evaluate --data {tmp_path / 'data'} --model {finished_run} --seeds 1"
+        line += f" --out {tmp_path / 'e'}"
+        result = run(f"{line} --asr some/whisper --speaker-model some/speaker", **env)
         assert result.returncode == 0, result.stderr
         # of the first its footer
         assert any("test" in path for path in hub.served) and "data/train-00001-of-00002.parquet" not in hub.served
-        fails(run(*line, "--asr", "some/none", **env), "--asr some/none", "transformers cannot load")
-        fails(run(*line, "--speaker-model", "some/whisper", **env), "--speaker-model some/whisper")
+        fails(run(f"{line} --asr some/none", **env), "--asr some/none", "transformers cannot load")
+        fails(run(f"{line} --speaker-model some/whisper", **env), "--speaker-model some/whisper")
     summary = json.loads((tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     for kind in summary.values():
         assert kind["wer some/whisper"]["mean"] >= 0 and -1 <= kind["similarity"]["mean"] <= 1.0001
-    cached = [
-        json.loads(row) for row in (tmp_path / "data" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    for row in (r for r in cached if r["split"] == "test"):
-        assert len(evaluation.read_audio(tmp_path / "e" / "recording" / f"{row['id']}.wav", RATE)) == pytest.approx(
-            row["duration_sec"] * RATE, abs=24
-        )
+    for row in Cache(tmp_path / "data").split("test"):
+        recording = evaluation.read_audio(tmp_path / "e" / "recording" / f"{row['id']}.wav", RATE)
+        assert len(recording) == pytest.approx(row["duration_sec"] * RATE, abs=24)
 
 
 def test_a_program_that_fails_or_says_nothing_is_one_line(finished_run, cache, tmp_path):
+    line = f"generate_sample.py --evaluate --data {cache} --model {finished_run} --seeds 1 --out {tmp_path / 'e'} --asr"
     (tmp_path / "silent.py").write_text("print('{}')")
-    line = [
-        "generate_sample.py",
-        "--evaluate",
-        "--data",
-        cache,
-        "--model",
-        finished_run,
-        "--seeds",
-        1,
-        "--out",
-        tmp_path / "e",
-        "--asr",
-    ]
     (tmp_path / "null.py").write_text("print('{\"hyp\": null}\\n' * 9)")
     for name in ("silent", "null"):
-        fails(run(*line, f"program:{sys.executable} {tmp_path / f'{name}.py'}"), 'no line {"hyp": "..."}')
-    fails(run(*line, "program:no-such-program"), "no-such-program")
-    fails(run(*line, f"program:{sys.executable} {tmp_path / 'none.py'}"), "none.py")
+        fails(run(line, f"program:{sys.executable} {tmp_path / f'{name}.py'}"), 'no line {"hyp": "..."}')
+    fails(run(line, "program:no-such-program"), "no-such-program")
+    fails(run(line, f"program:{sys.executable} {tmp_path / 'none.py'}"), "none.py")
 
 
 def test_a_long_clip_is_heard_whole(tmp_path):

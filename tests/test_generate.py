@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from conftest import ROOT, TEXTS, digest, fails, run
+from conftest import TEXTS, digest, fails
 from hub import Hub
 from pocket_tts import TTSModel
 from pocket_tts.models.text_chunking import prepare_text_prompt
+from scripts import ROOT, ended, run, start
 
 import generate_sample
 from pocket_arabic import speech
@@ -30,23 +31,20 @@ from pocket_arabic.speech import EosWatch, Spoken, join, pause_after, speak, spl
 
 
 def test_generate_is_reproducible_audio(finished_run, tmp_path):
-    for name in ("a", "b"):
-        result = run(
-            "generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / f"{name}.wav"
-        )
-        assert result.returncode == 0, result.stderr
-    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    """The same from an interpreter of its own, and something else with another seed."""
+    line = f"generate_sample.py --text '{TEXTS[0]}' --model {finished_run} --out"
+    results = run(line, tmp_path / "a.wav"), ended(start(line, tmp_path / "b.wav"))
+    results += (run(line, tmp_path / "c.wav", "--seed", 1),)
+    assert all(result.returncode == 0 for result in results), [result.stderr for result in results]
+    a, b, c = ((tmp_path / f"{name}.wav").read_bytes() for name in "abc")
+    assert a == b != c
     samples, rate = sf.read(tmp_path / "a.wav")
     assert rate == 24000 and len(samples) > 0.4 * rate and np.abs(samples).max() > 0
-    run("generate_sample.py", "--text", TEXTS[0], "--model", finished_run, "--out", tmp_path / "c.wav", "--seed", 1)
-    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "c.wav").read_bytes()
 
 
-def test_romanised_text_is_the_same_text(finished_run, tmp_path):
-    dry = [
-        run("generate_sample.py", "--text", t, "--model", finished_run, "--dry-run", *flag).stdout
-        for t, flag in ((TEXTS[1], []), ("halo >anota bixayorK?", ["--romanized"]))
-    ]
+def test_romanised_text_is_the_same_text(finished_run):
+    line = f"generate_sample.py --model {finished_run} --dry-run --text"
+    dry = [run(line, *text).stdout for text in ([TEXTS[1]], ["halo >anota bixayorK?", "--romanized"])]
     assert dry[0] == dry[1] and "halo >anota bixayorK?" in dry[0]
 
 
@@ -120,11 +118,8 @@ def test_generate_refuses(mistake, finished_run, tmp_path, monkeypatch, capsys):
 
 
 def test_generate_refuses_from_a_shell(finished_run, tmp_path):
-    fails(
-        run("generate_sample.py", "--text", "نَعَمْ okay", "--model", finished_run, "--out", tmp_path / "x.wav"),
-        "LATIN SMALL LETTER O",
-        "position 8",
-    )
+    line = f"generate_sample.py --text 'نَعَمْ okay' --model {finished_run} --out {tmp_path}/x.wav"
+    fails(ended(start(line)), "LATIN SMALL LETTER O", "position 8")
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -137,43 +132,30 @@ def bundle(finished_run, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["arabic.yaml", "model.safetensors", "voice.wav", "tokenizer.json", "bundle.json"])
-def test_a_bundle_that_lacks_a_file_or_has_another_is_refused(name, bundle, tmp_path, monkeypatch, capsys):
+def test_a_bundle_that_has_another_file_is_refused(name, bundle, tmp_path, monkeypatch, capsys):
+    """One that reads well, but is not what the bundle was made with; damaged ones are test_robust.py's."""
     file = bundle / name
-    content = file.read_bytes()
-    file.write_bytes(b"{}" if name == "bundle.json" else content + b"\n")
+    file.write_bytes(b"{}" if name == "bundle.json" else file.read_bytes() + b"\n")
     line = refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
     assert name in line and ("SHA-256" in line or name == "bundle.json")
-    file.unlink()
-    assert name in refused(monkeypatch, capsys, *TEXT, "--model", bundle, "--out", tmp_path / "x.wav")
     assert not (tmp_path / "x.wav").exists()
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("weights_path: model.safetensors", "weights_path: ../model.safetensors", "leads out of the bundle"),
-        ("weights_path: model.safetensors", "weights_path: /tmp/model.safetensors", "leads out of the bundle"),
-        (
-            "weights_path: model.safetensors",
-            "weights_path: https://example.org/model.safetensors",
-            "leads out of the bundle",
-        ),
-        ("weights_path: model.safetensors", "weights_path: model.pt", "no safetensors file"),
-        ("weights_path: model.safetensors", "weights_path: hf://owner/name/model.bin@main", "no safetensors file"),
-        (
-            "weights_path: model.safetensors",
-            "weights_path: hf://owner/name/other.safetensors",
-            "leads out of the bundle",
-        ),
-        ("weights_path: model.safetensors", "loop: &a {weights_path: *a}", "not a Pocket TTS config"),
-        ("tokenizer_path: tokenizer.json", "tokenizer_path: ../../secret", "leads out of the bundle"),
-        (
-            "weights_path: model.safetensors",
-            "weights_path: !!python/object/apply:os.system [touch pwned]",
-            "not a Pocket TTS config",
-        ),
-    ],
-)
+WEIGHTS, TOKENIZER = "weights_path: model.safetensors", "tokenizer_path: tokenizer.json"
+REACHES = [  # what stands in the config, what somebody puts there, words of the refusal
+    (WEIGHTS, "weights_path: ../model.safetensors", "leads out of the bundle"),
+    (WEIGHTS, "weights_path: /tmp/model.safetensors", "leads out of the bundle"),
+    (WEIGHTS, "weights_path: https://example.org/model.safetensors", "leads out of the bundle"),
+    (WEIGHTS, "weights_path: model.pt", "no safetensors file"),
+    (WEIGHTS, "weights_path: hf://owner/name/model.bin@main", "no safetensors file"),
+    (WEIGHTS, "weights_path: hf://owner/name/other.safetensors", "leads out of the bundle"),
+    (WEIGHTS, "loop: &a {weights_path: *a}", "not a Pocket TTS config"),
+    (TOKENIZER, "tokenizer_path: ../../secret", "leads out of the bundle"),
+    (WEIGHTS, "weights_path: !!python/object/apply:os.system [touch pwned]", "not a Pocket TTS config"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), REACHES)
 def test_a_bundle_cannot_reach_out_or_run_code(old, new, words, bundle, tmp_path, monkeypatch, capsys):
     """Even if its digests are right: whoever changed the one can change the other."""
     monkeypatch.chdir(tmp_path)
@@ -185,6 +167,14 @@ def test_a_bundle_cannot_reach_out_or_run_code(old, new, words, bundle, tmp_path
     assert not (tmp_path / "pwned").exists()
 
 
+def stock(line: str, *more: object, **options: object) -> None:
+    """The wheel's own command speaks. Not its exit status tells: its threads may abort the interpreter on its way out,
+    after the wav is written."""
+    command = [Path(sys.executable).with_name("pocket-tts"), "generate", *line.split(), *more]
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    assert "Results written" in result.stderr, result.stderr
+
+
 def test_push_and_pull_round_trip(finished_run, tmp_path):
     """Through a loopback hub: what arrives is what was sent, byte for byte; it speaks as the local one, and pushed
     again it is the same; the stock command line reads it from its hf:// address."""
@@ -193,46 +183,31 @@ def test_push_and_pull_round_trip(finished_run, tmp_path):
     (finished_run / "bundle" / "notes.txt").write_text("the user's own")
     with Hub(uploads=tmp_path / "uploads") as hub:
         env = hub.environment(tmp_path / "hf") | {"HF_TOKEN": "hf_test"}
-        result = run("generate_sample.py", "--model", finished_run, "--push", "owner/arabic", **env)
+        result = run(f"generate_sample.py --model {finished_run} --push owner/arabic", **env)
         assert result.returncode == 0, result.stderr
         pushed = tmp_path / "uploads" / "owner" / "arabic"
-        first = digest(pushed)
+        first, local = digest(pushed), digest(finished_run / "bundle")
         assert "notes.txt" not in first
-        local = digest(finished_run / "bundle")
-        assert {k for k in local if k in first and first[k] != local[k]} == {
+        # they tell the address
+        assert {k for k in first.keys() & local.keys() if first[k] != local[k]} == {
             "arabic.yaml",
             "README.md",
             "bundle.json",
-        }  # they tell the address
-        for name, model in (("there", "owner/arabic"), ("here", finished_run)):
-            result = run("generate_sample.py", *TEXT, "--model", model, "--out", tmp_path / f"{name}.wav", **env)
-            assert result.returncode == 0, result.stderr
+        }
+        here = run(f"generate_sample.py --model {finished_run} --out {tmp_path}/here.wav", *TEXT)
+        there = run(f"generate_sample.py --model owner/arabic --out {tmp_path}/there.wav", *TEXT, **env)
+        assert here.returncode == there.returncode == 0, here.stderr + there.stderr
         assert (tmp_path / "there.wav").read_bytes() == (tmp_path / "here.wav").read_bytes()
         pulled = next((tmp_path / "hf" / "hub" / "models--owner--arabic" / "snapshots").iterdir())
         assert {k: v for k, v in digest(pulled).items() if k in first} == first
-        assert run("generate_sample.py", "--model", "owner/arabic", "--push", "owner/arabic", **env).returncode == 0
+        assert run("generate_sample.py --model owner/arabic --push owner/arabic", **env).returncode == 0
         assert digest(pushed) == first
-        stock = [
-            Path(sys.executable).with_name("pocket-tts"),
-            "generate",
-            "--config",
-            "hf://owner/arabic/arabic.yaml",
-            "--voice",
-            "hf://owner/arabic/voice.wav",
-        ]
-        result = subprocess.run(
-            [*stock, *TEXT, "--output-path", tmp_path / "stock.wav"],
-            env=os.environ | env,
-            capture_output=True,
-            text=True,
-        )
-        assert "Results written" in result.stderr and sf.info(tmp_path / "stock.wav").frames > 0, result.stderr
+        address = "--config hf://owner/arabic/arabic.yaml --voice hf://owner/arabic/voice.wav"
+        stock(f"{address} --output-path {tmp_path}/stock.wav", *TEXT, env=os.environ | env)
+        assert sf.info(tmp_path / "stock.wav").frames > 0
         hub.uploads = None
-        fails(
-            run("generate_sample.py", "--model", finished_run, "--push", "owner/other", **env),
-            "owner/other",
-            "hf auth login",
-        )
+        refusal = run(f"generate_sample.py --model {finished_run} --push owner/other", **env)
+        fails(refusal, "owner/other", "hf auth login")
 
 
 def test_token_ids_of_stock_tools_are_those_of_training():
@@ -255,24 +230,8 @@ def test_token_ids_of_stock_tools_are_those_of_training():
 
 
 def test_bundle_speaks_in_the_stock_command_line(finished_run, tmp_path):
-    bundle = tmp_path / "bundle"
-    shutil.copytree(finished_run / "bundle", bundle)
-    stock = Path(sys.executable).with_name("pocket-tts")
-    command = [
-        stock,
-        "generate",
-        "--config",
-        "arabic.yaml",
-        "--voice",
-        "voice.wav",
-        "--text",
-        TEXTS[0],
-        "--output-path",
-        "stock.wav",
-    ]
-    result = subprocess.run(command, cwd=bundle, capture_output=True, text=True)
-    # Not its exit status: the wheel's threads may abort the interpreter on its way out, after the wav is written.
-    assert "Results written" in result.stderr, result.stderr
+    bundle = Path(shutil.copytree(finished_run / "bundle", tmp_path / "bundle"))
+    stock("--config arabic.yaml --voice voice.wav --output-path stock.wav", *TEXT, cwd=bundle)
     samples, rate = sf.read(bundle / "stock.wav")
     assert rate == 24000 and np.abs(samples).max() > 0
 
@@ -290,19 +249,8 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
         torch.manual_seed(0)
         audio.append(model.generate_audio(state, text, max_tokens=200))
     assert torch.equal(audio[0], audio[1])
-    result = run(
-        "generate_sample.py",
-        "--text",
-        TEXTS[1],
-        "--model",
-        finished_run,
-        "--out",
-        tmp_path / "a.wav",
-        "--retries",
-        0,
-        "--eos-threshold",
-        99,
-    )
+    line = f"generate_sample.py --model {finished_run} --out {tmp_path}/a.wav --retries 0 --eos-threshold 99 --text"
+    result = run(line, TEXTS[1])
     assert result.returncode == 0, result.stderr
     samples, _ = sf.read(tmp_path / "a.wav", dtype="float32")
     assert 24000 < len(samples) < len(audio[0])  # ours cuts a text short that does not end
@@ -312,7 +260,7 @@ def test_stock_model_hears_the_same_text_in_arabic_script_and_in_buckwalter(fini
 def test_the_embedded_bundle_speaks_right_after_installation(tmp_path):
     """Without a run of one's own: whole by its digests, at its end in time, as long as such a sentence takes; all of
     demo/ small."""
-    result = run("generate_sample.py", "--text", TEXTS[3], "--out", tmp_path / "x.wav", cwd=tmp_path)
+    result = run("generate_sample.py --out x.wav --text", TEXTS[3], cwd=tmp_path)
     assert result.returncode == 0 and "end reached" in result.stdout and "demo/bundle" in result.stdout, result.stderr
     samples, rate = sf.read(tmp_path / "x.wav")
     assert 1.5 < len(samples) / rate < 4 and 0.02 < np.sqrt(np.mean(samples**2)) < 0.3
@@ -383,55 +331,39 @@ def test_file_folder_stdin_and_stream(finished_run, tmp_path):
     samples as not streamed."""
     (tmp_path / "lines.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
-    model = ["--model", finished_run, "--retries", 0]
-    result = run(
-        "generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "out", "--plot"
-    )
+    line = f"generate_sample.py --model {finished_run} --retries 0 --out"
+    lines = f"--text-file {tmp_path}/lines.txt"
+    result = run(f"{line} {tmp_path / 'out'} {lines} --plot")
     assert result.returncode == 0 and "first audio after" in result.stdout, result.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"0001.wav", "0002.wav", "0001.png", "0002.png"}
-    result = run("generate_sample.py", "--text", TEXTS[1], *model, "--out", tmp_path / "one.wav")
+    result = run(f"{line} {tmp_path}/one.wav --text", TEXTS[1])
     (alone, _), (among, _) = (sf.read(tmp_path / name, dtype="int16") for name in ("one.wav", "out/0002.wav"))
     assert len(alone) == len(among) and np.abs(alone.astype(int) - among).max() <= 2
-    command = [
-        sys.executable,
-        str(ROOT / "generate_sample.py"),
-        "-",
-        "--stream",
-        "--model",
-        str(finished_run),
-        "--out",
-        str(tmp_path / "s.wav"),
-    ]
-    result = subprocess.run(
-        command, input=TEXTS[1], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    process = start(
+        f"generate_sample.py - --stream --model {finished_run} --out {tmp_path}/s.wav", stdin=subprocess.PIPE
     )
-    assert result.returncode == 0, result.stderr
+    _, error = process.communicate(TEXTS[1])
+    assert process.returncode == 0, error
     (streamed, rate), (whole, _) = (sf.read(tmp_path / name, dtype="int16") for name in ("s.wav", "one.wav"))
     assert rate == 24000 and len(streamed) == len(whole) and np.abs(streamed.astype(int) - whole).max() <= 1
-    result = run("generate_sample.py", "--text-file", tmp_path / "lines.txt", *model, "--out", tmp_path / "both.wav")
-    both = sf.info(tmp_path / "both.wav").frames
-    assert (
-        result.returncode == 0 and both > sum(sf.info(tmp_path / "out" / f"000{n}.wav").frames for n in (1, 2)) - 24000
-    )
+    result = run(f"{line} {tmp_path}/both.wav {lines}")
+    one, two, both = (sf.info(tmp_path / name).frames for name in ("out/0001.wav", "out/0002.wav", "both.wav"))
+    assert result.returncode == 0 and both > one + two - 24000
 
 
 def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tmp_path):
-    """By the embedded bundle, with the same command twice among them; a line of several chunks is joined as ever."""
+    """By the embedded bundle, with the same command twice among them, the second time from an interpreter of its own; a
+    line of several chunks is joined as ever."""
     lines = [*TEXTS[:4], " ".join(TEXTS * 2)]
     orders = {"a": ([0, 1, 2, 3, 4], 3), "b": ([4, 2, 0, 3, 1], 2), "c": ([0, 1, 2, 3, 4], 3)}
     for name, (order, size) in orders.items():
         (tmp_path / name).mkdir()
-        (tmp_path / "lines.txt").write_text("\n".join(lines[i] for i in order), encoding="utf-8")
-        command = [
-            "generate_sample.py",
-            "--text-file",
-            tmp_path / "lines.txt",
-            "--model",
-            ROOT / "demo" / "bundle",
-            "--out",
-            tmp_path / name,
-        ]
-        result = run(*command, "--batch-size", size)
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines[i] for i in order), encoding="utf-8")
+        line = (
+            f"generate_sample.py --text-file {tmp_path / name}.txt --model {ROOT}/demo/bundle --out {tmp_path / name}"
+        )
+        line += f" --batch-size {size}"
+        result = ended(start(line)) if name == "c" else run(line)
         assert result.returncode == 0 and "end reached" in result.stdout, result.stderr
     a, b, c = (
         {i: (tmp_path / name / f"{place:04d}.wav").read_bytes() for place, i in enumerate(order, 1)}
@@ -443,25 +375,15 @@ def test_neither_the_order_of_a_file_nor_the_size_of_the_batch_changes_a_byte(tm
 
 def test_ctrl_c_leaves_finished_wavs_whole_and_nothing_else(tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS * 20), encoding="utf-8")
-    (tmp_path / "out").mkdir()
-    command = [
-        ROOT / "generate_sample.py",
-        "--text-file",
-        tmp_path / "lines.txt",
-        "--model",
-        ROOT / "demo" / "bundle",
-        "--out",
-        tmp_path / "out",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    while not list((tmp_path / "out").glob("0005.wav")):
+    out = tmp_path / "out"
+    out.mkdir()
+    process = start(f"generate_sample.py --text-file {tmp_path}/lines.txt --model {ROOT}/demo/bundle --out {out}")
+    while not list(out.glob("0005.wav")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert "Traceback" not in process.stderr.read()
-    found = sorted(p.name for p in (tmp_path / "out").iterdir())
+    result = ended(process, 60)
+    assert result.returncode == 130 and "Traceback" not in result.stderr
+    found = sorted(p.name for p in out.iterdir())
     assert found == [f"{n:04d}.wav" for n in range(1, len(found) + 1)] and 5 <= len(found) < 160
-    assert all(sf.read(tmp_path / "out" / name)[0].any() for name in found)
+    assert all(sf.read(out / name)[0].any() for name in found)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from conftest import ROOT, TRAIN, run
+from conftest import RECIPE
+from scripts import ROOT, run
 from test_model import make_rows, whole_batch
 
 from pocket_arabic.model import backbone
@@ -50,6 +51,5 @@ def test_rows_without_their_text_are_guided_nowhere():
 
 def test_the_distillation_leaves_the_transformer_alone(cache, tmp_path):
     """One guided step from scratch, as train.py's, whose own steps go on from it."""
-    flags = [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 2]
-    result = run("demo/train_base.py", *flags)
+    result = run(f"demo/train_base.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 2")
     assert result.returncode == 0 and (tmp_path / "r" / "bundle" / "bundle.json").is_file(), result.stderr

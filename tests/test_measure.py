@@ -8,7 +8,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, fails, run
+from conftest import fails
+from scripts import ROOT, run
 
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import find_bundle
@@ -36,9 +37,8 @@ def parrot(tmp_path) -> str:
 
 def test_every_kind_of_heldout_speech_is_scored(finished_run, cache, parrot, tmp_path):
     """heldout.py hands the scorer each kind's own clips, and one that fails ends it in one line."""
-    line = ["measure/heldout.py", "--data", cache, "--model", finished_run]
-    line += ["--wavs", tmp_path / "w", "--out", tmp_path / "o.json"]
-    result = run(*line, "--scorer", parrot)
+    line = f"measure/heldout.py --data {cache} --model {finished_run} --wavs {tmp_path}/w --out {tmp_path}/o.json"
+    result = run(f"{line} --scorer", parrot)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
     ids = [row["id"] for row in Cache(cache).split("test")]
@@ -51,7 +51,7 @@ def test_every_kind_of_heldout_speech_is_scored(finished_run, cache, parrot, tmp
     assert len(set(read.values())) == len(read), "two kinds of speech are the same"
     wrong = {"no-such-program": "No such file", f"{sys.executable} -c print(1)": "lines of JSON objects"}
     for scorer, words in wrong.items():
-        fails(run(*line, "--sentences", 1, "--scorer", scorer), scorer, words)
+        fails(run(f"{line} --sentences 1 --scorer", scorer), scorer, words)
 
 
 def test_bare_text_is_judged_by_the_text_with_its_marks(finished_run, cache, parrot, tmp_path):

@@ -3,17 +3,16 @@ refuse."""
 
 import fcntl
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 import torch
-from conftest import ROOT, TEXTS, TRAIN, digest, fails, run
+from conftest import RECIPE, TEXTS, digest, fails
 from safetensors.torch import load_file, save_file
+from scripts import ended, run, start
 
 from pocket_arabic.base import load_config
 from pocket_arabic.cache import Cache
@@ -40,143 +39,95 @@ def test_run_folder_is_whole(finished_run):
     assert info["score"] == min(scores.values()) and scores[int(info["checkpoint"][5:])] == min(scores.values())
 
 
-def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
-    """Weights, averages, optimiser and losses bit for bit, with the break in the middle of an epoch's order."""
-    for steps in (1, 3, 4):
-        result = run("train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", steps)
-        assert result.returncode == 0, result.stderr
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Two checkpoints, to the bit, the averages too."""
     for name in ("model.safetensors", "ema.safetensors"):
-        a, b = (load_file(r / "checkpoints" / "step_000004" / name) for r in (finished_run, tmp_path / "r"))
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        one, other = (load_file(folder / name) for folder in (a, b))
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
+    """Weights, averages, optimiser and losses bit for bit, with the break in the middle of an epoch's order; the last
+    steps by an interpreter of their own."""
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps"
+    for result in (run(f"{line} 1"), run(f"{line} 3"), ended(start(f"{line} 4"))):
+        assert result.returncode == 0, result.stderr
+    runs = finished_run, tmp_path / "r"
+    assert_same_weights(*(r / "checkpoints" / "step_000004" for r in runs))
     a, b = (
         torch.load(r / "checkpoints" / "step_000004" / "optimizers.pt", weights_only=True)["optimizers"][0]["state"]
-        for r in (finished_run, tmp_path / "r")
+        for r in runs
     )
     assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in ("exp_avg", "exp_avg_sq"))
-    a, b = (
-        [r["loss"] for r in read_jsonl(f / "progress.jsonl") if r["kind"] == "train"]
-        for f in (finished_run, tmp_path / "r")
-    )
+    a, b = ([r["loss"] for r in read_jsonl(f / "progress.jsonl") if r["kind"] == "train"] for f in runs)
     assert a == b
 
 
 def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
     """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the
     bit."""
-    flags = ["--data", cache, "--eval-every", 5, "--sample-every", 0, "--max-steps", 12]
-    command = [sys.executable, ROOT / "train.py", *TRAIN, *flags, "--epochs", 99, "--keep", 9, "--out"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [str(a) for a in (*command, tmp_path / "killed")], env=env, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step 7/"):
+    line = f"train.py {RECIPE} --data {cache} --eval-every 5 --sample-every 0 --max-steps 12 --epochs 99 --keep 9 --out"
+    process = start(line, tmp_path / "killed", env={"PYTHONUNBUFFERED": "1"})
+    for printed in process.stdout:
+        if printed.startswith("step 7/"):
             process.kill()
             break
     process.communicate(timeout=60)
     for out in ("killed", "whole"):
-        result = subprocess.run([str(a) for a in (*command, tmp_path / out)], env=env, capture_output=True, text=True)
+        result = run(line, tmp_path / out)
         assert result.returncode == 0 and ("continuing at step" in result.stdout) == (out == "killed"), result.stderr
-    for name in ("model.safetensors", "ema.safetensors"):
-        a, b = (load_file(tmp_path / out / "checkpoints" / "step_000012" / name) for out in ("killed", "whole"))
-        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_weights(*(tmp_path / out / "checkpoints" / "step_000012" for out in ("killed", "whole")))
 
 
-def test_sigterm_saves_and_the_same_command_continues(finished_run, cache, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *map(str, TRAIN),
-        "--data",
-        str(cache),
-        "--out",
-        str(tmp_path / "r"),
-        "--eval-every",
-        "0",
-    ]
-    command += ["--epochs", "100000"]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("step 5/"):
+def test_sigterm_saves_and_the_same_command_continues(cache, tmp_path):
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 0"
+    process = start(f"{line} --epochs 100000")
+    for printed in process.stdout:
+        if printed.startswith("step 5/"):
             process.send_signal(signal.SIGTERM)
             break
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "continues" in out
     step = max(int(p.name[5:]) for p in (tmp_path / "r" / "checkpoints").glob("step_*"))
     assert step >= 5
-    result = run(
-        "train.py", *TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", step + 1, "--eval-every", 0
-    )
+    result = run(f"{line} --max-steps {step + 1}")
     assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr
     assert {p.name for p in (tmp_path / "r" / "bundle").iterdir()} == BUNDLE
 
 
 def test_finished_run_says_so_and_a_changed_recipe_is_refused(finished_run, cache):
     before = digest(finished_run / "bundle")
-    result = run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4)
+    line = f"train.py {RECIPE} --data {cache} --out {finished_run} --max-steps 4"
+    result = run(line)
     assert result.returncode == 0 and "nothing to do" in result.stdout
     assert digest(finished_run / "bundle") == before
-    fails(
-        run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4, "--lr", 0.1),
-        "lr: 0.001 -> 0.1",
-    )
+    fails(run(f"{line} --lr 0.1"), "lr: 0.001 -> 0.1")
 
 
 def test_two_trainings_do_not_share_a_folder(finished_run, cache):
     """Two at once once interleaved their logs and broke on each other's checkpoint."""
     with open(finished_run / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fails(
-            run("train.py", *TRAIN, "--data", cache, "--out", finished_run, "--max-steps", 4),
-            "another train.py is at work",
-            "--out",
-        )
+        second = run(f"train.py {RECIPE} --data {cache} --out {finished_run} --max-steps 4")
+    fails(second, "another train.py is at work", "--out")
 
 
 def test_one_step_moves_every_flow_lm_tensor_and_leaves_mimi(finished_run, tiny_base):
     exported = load_file(finished_run / "bundle" / "model.safetensors")
-    start = (
-        load_file(finished_run / "checkpoints" / "step_000002" / "model.safetensors")
-        if (finished_run / "checkpoints" / "step_000002").exists()
-        else None
-    )
     codec = load_file(load_config(str(tiny_base)).mimi.weights_path)
     assert all(torch.equal(exported[k], codec[k]) for k in codec)
-    later = load_file(finished_run / "checkpoints" / "step_000004" / "model.safetensors")
-    assert start is not None
-    still = [
-        k
-        for k in later
-        if k.startswith("flow_lm.")
-        and not k.endswith(("emb_mean", "emb_std", "freqs"))
-        and torch.equal(start[k], later[k])
-    ]
-    assert still == []
+    start, later = (
+        load_file(finished_run / "checkpoints" / step / "model.safetensors") for step in ("step_000002", "step_000004")
+    )
+    still = {k for k in later if k.startswith("flow_lm.") and torch.equal(start[k], later[k])}
+    assert still == {k for k in later if k.endswith(("emb_mean", "emb_std", "freqs"))}
 
 
 def test_fine_tuning_starts_from_the_bases_weights(finished_run, cache, tmp_path):
     """A bundle is a base like any other; with a learning rate of almost nothing its FlowLM stays what it was."""
     result = run(
-        "train.py",
-        "--data",
-        cache,
-        "--base",
-        finished_run / "bundle" / "arabic.yaml",
-        "--out",
-        tmp_path / "r",
-        "--lr",
-        1e-9,
-        "--weight-decay",
-        0,
-        "--batch-size",
-        3,
-        "--max-steps",
-        1,
+        f"train.py --data {cache} --base {finished_run}/bundle/arabic.yaml --out {tmp_path / 'r'} "
+        "--lr 1e-9 --weight-decay 0 --batch-size 3 --max-steps 1"
     )
     assert result.returncode == 0, result.stderr
     before, after = (load_file(r / "bundle" / "model.safetensors") for r in (finished_run, tmp_path / "r"))
@@ -184,61 +135,35 @@ def test_fine_tuning_starts_from_the_bases_weights(finished_run, cache, tmp_path
     assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
 
 
-def test_train_refuses(cache, tiny_base, finished_run, tmp_path):
-    args = ["--out", tmp_path / "r"]
-    fails(run("train.py", "--data", tmp_path / "none", *args), "no cache at", "data_prep.py")
-    fails(run("train.py", "--data", cache, *args), "--init scratch")
-    fails(run("train.py", "--data", cache, *args, "--init", "scratch", "--lr", -1), "--lr")
+def test_train_refuses(cache, tiny_base, tmp_path):
+    line = f"train.py --out {tmp_path / 'r'} --data"
+    fails(run(line, tmp_path / "none"), "no cache at", "data_prep.py")
+    fails(run(f"{line} {cache}"), "--init scratch")
+    fails(run(f"{line} {cache} --init scratch --lr -1"), "--lr")
     other = tmp_path / "other"
     shutil.copytree(tiny_base.parent, other)
     weights = load_file(other / "codec.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, other / "codec.safetensors")
-    fails(
-        run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args),
-        "another codec",
-        "data_prep.py",
-    )
-    fails(run("train.py", "--data", cache, "--base", "klingon", *args), "klingon", "demo")
+    another = f"{line} {cache} --init scratch --base {other}/base.yaml"
+    fails(run(another), "another codec", "data_prep.py")
+    fails(run(f"{line} {cache} --base klingon"), "klingon", "demo")
     (other / "codec.safetensors").write_bytes(b"version https://git-lfs")
-    fails(
-        run("train.py", "--data", cache, "--base", other / "base.yaml", "--init", "scratch", *args),
-        "codec.safetensors",
-        "safetensors file",
-    )
+    fails(run(another), "codec.safetensors", "safetensors file")
     assert not (tmp_path / "r").exists()
 
 
 def test_demo_assets_run_through_all_three_scripts(tmp_path):
-    """`make demo` in small: the committed corpus, codec and base, from audio to audible Arabic."""
+    """`make demo` in small: the committed corpus, codec and base, from audio to audible Arabic. Each script in an
+    interpreter of its own, as from a shell."""
     data, out = tmp_path / "data", tmp_path / "run"
-    result = run("data_prep.py", "--corpus", "demo", "--limit", 60, "--out", data)
+    result = ended(start(f"data_prep.py --corpus demo --limit 60 --out {data}"))
     assert result.returncode == 0, result.stderr
-    cache = Cache(data)
-    assert abs(float(np.std(cache.latents)) - 1) < 0.25  # unit variance, as the codec promises
-    result = run(
-        "train.py",
-        "--data",
-        data,
-        "--init",
-        "scratch",
-        "--out",
-        out,
-        "--batch-size",
-        8,
-        "--lr",
-        1e-3,
-        "--warmup-steps",
-        5,
-        "--max-steps",
-        8,
-        "--eval-every",
-        8,
-        "--sample-every",
-        0,
-    )
+    assert abs(float(np.std(Cache(data).latents)) - 1) < 0.25  # unit variance, as the codec promises
+    flags = "--init scratch --batch-size 8 --lr 1e-3 --warmup-steps 5 --max-steps 8 --eval-every 8 --sample-every 0"
+    result = ended(start(f"train.py --data {data} --out {out} {flags}"))
     assert result.returncode == 0, result.stderr
     errors = [r["valid_flow_error"] for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "eval"]
     assert errors[-1] < errors[0]
-    result = run("generate_sample.py", "--text", TEXTS[3], "--model", out, "--out", tmp_path / "a.wav")
+    result = ended(start(f"generate_sample.py --model {out} --out {tmp_path}/a.wav --text", TEXTS[3]))
     assert result.returncode == 0 and "x real time" in result.stdout, result.stderr
     assert sf.info(tmp_path / "a.wav").duration > 0.4

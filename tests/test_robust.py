@@ -18,25 +18,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
-from accelerate.state import AcceleratorState
-from conftest import ROOT, TEXTS, TRAIN, digest, fails
+from conftest import RECIPE, TEXTS, digest, fails
 from safetensors.torch import load_file, save_file
+from scripts import ROOT, ended, run, start, words
 
+import data_prep
 from pocket_arabic.adapt import set_trainable
 from pocket_arabic.cache import CacheWriter
 from pocket_arabic.checkpoint import seal
-from pocket_arabic.run import UserError, command
+from pocket_arabic.run import UserError
 
 SCRIPTS = ("data_prep", "train", "generate_sample")
 REQUIRED = {"train": ["--data", "data/demo"], "generate_sample": ["--text", "x"], "data_prep": []}
-PLAIN = (
-    "--substitute",
-    "--split-map",
-    "--tune",
-    "--tokenizer",
-    "--asr",
-)  # texts with a form of their own, checked by what reads them
+# texts with a form of their own, checked by what reads them
+PLAIN = ("--substitute", "--split-map", "--tune", "--tokenizer", "--asr")
 
 
 def options(script: str) -> list:
@@ -104,61 +99,35 @@ DAMAGE = {
 }
 
 
-def outcome(capsys, monkeypatch, script: str, *args: object) -> tuple[int, str, str]:
-    """A script in this process -> exit status, what it printed, its error, which is one line or none; never a
-    traceback."""
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, args)])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # like `conftest.run`: latents of two threads differ in their last bits
-    threads = torch.get_num_threads()
-    capsys.readouterr()
-    try:
-        command(importlib.import_module(script).main)
-        status = 0
-    except SystemExit as stop:
-        status = stop.code or 0
-    finally:
-        torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if line.startswith(f"{script}.py")]
-    assert status in (0, 2) and len(lines) == (status == 2), printed.err
-    return status, printed.out, "".join(lines)
+RUN_FILES = ["args.json", "progress.jsonl"]
+CHECKPOINT_FILES = [
+    f"checkpoints/step_000004/{name}"
+    for name in ("model.safetensors", "ema.safetensors", "optimizers.pt", "state.json")
+]
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tmp_path, monkeypatch, capsys):
+def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tmp_path):
     """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or
     one line names the file. With every checkpoint damaged the run never starts anew by itself."""
-    names = [
-        "args.json",
-        "progress.jsonl",
-        *(
-            f"checkpoints/step_000004/{f}"
-            for f in ("model.safetensors", "ema.safetensors", "optimizers.pt", "state.json")
-        ),
-    ]
-    again = [*TRAIN, "--data", cache, "--max-steps", 5]
-    for name in names:
-        run_folder = tmp_path / name.replace("/", "_")
-        shutil.copytree(finished_run, run_folder)
-        DAMAGE[how](run_folder / name)
-        status, out, error = outcome(capsys, monkeypatch, "train", *again, "--out", run_folder)
-        if name.startswith("checkpoints"):
-            assert status == 0 and "damaged_step_000004" in out and "continuing at step 2" in out, (name, out, error)
-            assert (run_folder / "checkpoints" / "step_000005").is_dir()
-        elif status == 2:
-            assert name in error, (name, error)
+    line = f"train.py {RECIPE} --data {cache} --max-steps 5 --out"
+    for number, name in enumerate(RUN_FILES + CHECKPOINT_FILES):
+        folder = Path(shutil.copytree(finished_run, tmp_path / f"{number}"))
+        DAMAGE[how](folder / name)
+        result = run(line, folder)
+        if name in CHECKPOINT_FILES:
+            assert result.returncode == 0, (name, result.stderr)
+            assert "damaged_step_000004" in result.stdout and "continuing at step 2" in result.stdout, name
+            assert (folder / "checkpoints" / "step_000005").is_dir()
+        elif result.returncode:
+            fails(result, name)
         else:
-            assert "continuing at step 4" in out, name
-    run_folder = tmp_path / "all"
-    shutil.copytree(finished_run, run_folder)
-    for file in run_folder.glob("checkpoints/*/model.safetensors"):
+            assert "continuing at step 4" in result.stdout, name
+    folder = Path(shutil.copytree(finished_run, tmp_path / "all"))
+    for file in folder.glob("checkpoints/*/model.safetensors"):
         DAMAGE[how](file)
     for _ in range(2):
-        status, out, error = outcome(capsys, monkeypatch, "train", *again, "--out", run_folder)
-        assert status == 2 and "no whole checkpoint" in error and "rm -r" in error
+        fails(run(line, folder), "no whole checkpoint", "rm -r")
 
 
 def rewrite(file: Path, change) -> None:
@@ -175,130 +144,115 @@ ODD = {  # in the cache: what is well-formed and cannot be
 }
 
 
-def test_odd_contents_are_named(finished_run, cache, tmp_path, monkeypatch, capsys):
+LINES = {"of no kind": '{"x": 1}', "a step that is none": '{"kind": "eval", "step": "x"}', "no object": "[]"}
+
+
+def test_odd_contents_are_named(finished_run, cache, tmp_path):
     """JSON that can be read and lacks what is wanted; a run whose checkpoints somebody deleted began anew and threw its
     bundle away."""
-    for word, change in ODD.items():
-        folder = tmp_path / f"c_{word}"
-        shutil.copytree(cache, folder)
+    for number, (word, change) in enumerate(ODD.items()):
+        folder = Path(shutil.copytree(cache, tmp_path / f"{number}"))
         change(folder)
-        status, _, error = outcome(
-            capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"r_{word}"
-        )
-        assert status == 2 and word in error, (word, error)
-    again = [*TRAIN, "--data", cache, "--max-steps", 5, "--out"]
-    for number, line in enumerate(('{"x": 1}', '{"kind": "eval", "step": "x"}', "[]")):
-        folder = tmp_path / f"p{number}"
-        shutil.copytree(finished_run, folder)
+        fails(run(f"train.py {RECIPE} --data {folder} --max-steps 1 --out {tmp_path / 'r'}"), word)
+    line = f"train.py {RECIPE} --data {cache} --max-steps 5 --out"
+    for name, record in LINES.items():
+        folder = Path(shutil.copytree(finished_run, tmp_path / name))
         with open(folder / "progress.jsonl", "a") as file:
-            file.write(line + "\n")
-        status, _, error = outcome(capsys, monkeypatch, "train", *again, folder)
-        assert status == 2 and "progress.jsonl: line" in error, error
-    folder = tmp_path / "gone"
-    shutil.copytree(finished_run, folder)
+            file.write(record + "\n")
+        fails(run(line, folder), "progress.jsonl: line")
+    folder = Path(shutil.copytree(finished_run, tmp_path / "gone"))
     shutil.rmtree(folder / "checkpoints")
-    status, _, error = outcome(capsys, monkeypatch, "train", *again, folder)
-    assert status == 2 and "checkpoints are gone" in error and (folder / "bundle" / "bundle.json").exists()
-    folder = tmp_path / "lies"
-    shutil.copytree(finished_run, folder)
+    fails(run(line, folder), "checkpoints are gone")
+    assert (folder / "bundle" / "bundle.json").exists()
+    folder = Path(shutil.copytree(finished_run, tmp_path / "lies"))
     (folder / "checkpoints" / "step_000004" / "state.json").write_text('{"step": 3, "hours": 0}')
-    status, out, _ = outcome(capsys, monkeypatch, "train", *again, folder)
-    assert status == 0 and "damaged_step_000004" in out and "continuing at step 2" in out
+    result = run(line, folder)
+    assert result.returncode == 0 and "damaged_step_000004" in result.stdout, result.stderr
+    assert "continuing at step 2" in result.stdout
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path, monkeypatch, capsys):
+def test_a_damaged_cache_or_bundle_is_named(how, finished_run, cache, tmp_path):
     """Each file in turn: one line, with the file or its folder in it, or nothing that matters is missing."""
     for name in ("cache.json", "manifest.jsonl", "latents.npy", "stats.json", "rejects.jsonl"):
-        folder = tmp_path / f"cache_{name}"
-        shutil.copytree(cache, folder)
+        folder = Path(shutil.copytree(cache, tmp_path / f"cache_{name}"))
         DAMAGE[how](folder / name)
-        status, _, error = outcome(
-            capsys, monkeypatch, "train", *TRAIN, "--data", folder, "--max-steps", 1, "--out", tmp_path / f"run_{name}"
-        )
-        assert (status == 2 and str(folder) in error) or name in ("stats.json", "rejects.jsonl"), (name, error)
-    for file in sorted((finished_run / "bundle").iterdir()):
-        folder = tmp_path / f"bundle_{file.name}"
-        shutil.copytree(finished_run / "bundle", folder)
+        result = run(f"train.py {RECIPE} --data {folder} --max-steps 1 --out {tmp_path}/run_{name}")
+        if result.returncode or name not in ("stats.json", "rejects.jsonl"):
+            fails(result, f"{folder}")
+    for number, file in enumerate(sorted((finished_run / "bundle").iterdir())):
+        folder = Path(shutil.copytree(finished_run / "bundle", tmp_path / f"{number}"))
         DAMAGE[how](folder / file.name)
-        status, _, error = outcome(
-            capsys, monkeypatch, "generate_sample", "--model", folder, "--text", TEXTS[1], "--out", tmp_path / "a.wav"
-        )
-        assert status == 2 and file.name in error, (file.name, error)
+        result = run(f"generate_sample.py --model {folder} --out {tmp_path}/a.wav --text", TEXTS[1])
+        fails(result, file.name)
 
 
 @pytest.mark.parametrize("how", ["garbage", "removed"])
-def test_a_damaged_block_is_made_again(how, corpus, tiny_base, cache, tmp_path, monkeypatch, capsys):
+def test_a_damaged_block_is_made_again(how, corpus, tiny_base, cache, tmp_path, monkeypatch):
     """A cache that grows, stopped before it was finished, each of its files damaged in turn: at once, or with the line
     that says so by the same command once more, it is the cache that it would have been."""
-    line = ["--corpus", corpus, "--base", tiny_base, "--out"]
+    line = f"data_prep.py --corpus {corpus} --base {tiny_base} --out"
 
     def stopped(_: CacheWriter) -> None:
         raise UserError("stopped")
 
     with monkeypatch.context() as patch:
         patch.setattr(CacheWriter, "collect", stopped)
-        assert outcome(capsys, patch, "data_prep", *line, tmp_path / "grown")[0] == 2
+        patch.setattr(sys, "argv", words(line, tmp_path / "grown"))
+        with pytest.raises(UserError, match="stopped"):
+            data_prep.main()
     files = sorted(file.name for file in (tmp_path / "grown" / "partial").iterdir())
     assert len(files) == 5, files
     for name in files:
-        folder = tmp_path / name
-        shutil.copytree(tmp_path / "grown", folder)
+        folder = Path(shutil.copytree(tmp_path / "grown", tmp_path / name))
         DAMAGE[how](folder / "partial" / name)
-        status, _, error = outcome(capsys, monkeypatch, "data_prep", *line, folder)
-        if status == 2 and name == "options.json":
-            assert "options.json" in error and "rm -r" in error
+        result = run(line, folder)
+        if result.returncode and name == "options.json":
+            fails(result, "options.json", "rm -r")
             continue
-        if status == 2:
-            assert name.split(".")[0] in error, error
-            assert outcome(capsys, monkeypatch, "data_prep", *line, folder)[0] == 0
+        if result.returncode:
+            fails(result, name.split(".")[0])
+            assert run(line, folder).returncode == 0
         assert digest(folder) == digest(cache), name
 
 
-INFO = [
-    ("max_tokens", "x"),
-    ("max_tokens", -3),
-    ("max_tokens", 12.5),
-    ("slowest_sec_per_token", None),
-    ("slowest_sec_per_token", -1),
-    ("slowest_sec_per_token", math.nan),
-    ("phonemes", 5),
-    ("substitute", []),
-    ("eos_threshold", "x"),
-    ("checkpoint", None),
-    ("sha256", 3),
-]
+INFO = {
+    "max_tokens": ["x", -3, 12.5],
+    "slowest_sec_per_token": [None, -1, math.nan],
+    "phonemes": [5],
+    "substitute": [[]],
+    "eos_threshold": ["x"],
+    "checkpoint": [None],
+    "sha256": [3],
+}
 
 
-def test_what_a_bundle_may_do_to_us(finished_run, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def bundle(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run / "bundle", tmp_path / "bundle"))
+
+
+def test_what_a_bundle_may_do_to_us(bundle, tmp_path):
     """Values of another type or range, weights that are not finite although sealed, links that lead out of it."""
-    line = ["--text", TEXTS[1], "--out", tmp_path / "a.wav", "--model"]
-    for number, (key, value) in enumerate(INFO):
-        bundle = tmp_path / f"b{number}"
-        shutil.copytree(finished_run / "bundle", bundle)
-        info = json.loads((bundle / "bundle.json").read_text())
-        (bundle / "bundle.json").write_text(json.dumps(info | {key: value}))
-        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle)
-        assert status == 2 and "bundle.json" in error and key in error, error
-    bundle = tmp_path / "nan"
-    shutil.copytree(finished_run / "bundle", bundle)
+    line = f"generate_sample.py --model {bundle} --out {tmp_path}/a.wav --text '{TEXTS[1]}'"
     info = json.loads((bundle / "bundle.json").read_text())
+    for key, value in [(key, value) for key, values in INFO.items() for value in values]:
+        (bundle / "bundle.json").write_text(json.dumps(info | {key: value}))
+        fails(run(line), "bundle.json", key)
+    (bundle / "bundle.json").write_text(json.dumps(info))
+    os.replace(bundle / "voice.wav", tmp_path / "voice.wav")
+    (bundle / "voice.wav").symlink_to(tmp_path / "voice.wav")
+    fails(run(line), "voice.wav", "leads out")
+    os.replace(tmp_path / "voice.wav", bundle / "voice.wav")
     weights = load_file(bundle / "model.safetensors")
     weights["flow_lm.out_norm.weight"][3] = math.nan
     save_file(weights, bundle / "model.safetensors")
     seal(bundle, {k: v for k, v in info.items() if k != "sha256"})
-    for more in ([], ["--stream"]):
-        status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle, *more)
-        assert status == 2 and "flow_lm.out_norm.weight" in error and "not finite" in error
-    bundle = tmp_path / "link"
-    shutil.copytree(finished_run / "bundle", bundle)
-    os.replace(bundle / "voice.wav", tmp_path / "voice.wav")
-    (bundle / "voice.wav").symlink_to(tmp_path / "voice.wav")
-    status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, bundle)
-    assert status == 2 and "voice.wav" in error and "leads out" in error
+    for more in ("", "--stream"):
+        fails(run(f"{line} {more}"), "flow_lm.out_norm.weight", "not finite")
 
 
-def test_voices_and_names_of_generate(finished_run, tmp_path, monkeypatch, capsys):
+def test_voices_and_names_of_generate(finished_run, tmp_path):
     """Voices that are none are refused, a long one is read as far as it is used; names as long as the system allows
     work."""
     rate = 24000
@@ -311,24 +265,19 @@ def test_voices_and_names_of_generate(finished_run, tmp_path, monkeypatch, capsy
         "silent": (0 * tone, rate),
         "click": (tone[:999], rate),
     }
-    line = ["--model", finished_run, "--text", TEXTS[1], "--out"]
+    line = f"generate_sample.py --model {finished_run} --text '{TEXTS[1]}' --out"
     for name, (samples, own) in voices.items():
         sf.write(tmp_path / f"{name}.wav", samples, own, subtype="FLOAT")
-        status, _, error = outcome(
-            capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / f"{name}.wav"
-        )
-        assert status == 2 and f"{name}.wav" in error, (name, error)
+        fails(run(f"{line} {tmp_path}/a.wav --voice {tmp_path / name}.wav"), f"{name}.wav")
     sf.write(tmp_path / "long.wav", np.tile(tone, 200), rate)  # 10 minutes, which would ask for 100 GB
-    assert (
-        outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / "a.wav", "--voice", tmp_path / "long.wav")[0]
-        == 0
-    )
-    assert outcome(capsys, monkeypatch, "generate_sample", *line, tmp_path / ("n" * 246 + ".wav"))[0] == 0
+    assert run(f"{line} {tmp_path}/a.wav --voice {tmp_path}/long.wav").returncode == 0
+    assert run(f"{line} {tmp_path}/{'n' * 246}.wav").returncode == 0
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
-    for out in (tmp_path / ("n" * 296 + ".wav"), tmp_path / "loop.wav"):
-        for more in ([], ["--stream"]):
-            status, _, error = outcome(capsys, monkeypatch, "generate_sample", *line, out, *more)
-            assert status == 2 and "--out" in error and len(error) < 300, error
+    for out in (tmp_path / f"{'n' * 296}.wav", tmp_path / "loop.wav"):
+        for more in ("", "--stream"):
+            result = run(f"{line} {out} {more}")
+            fails(result, "--out")
+            assert len(result.stderr) < 300
 
 
 # --- signals and full disks -------------------------------------------------------------------------------------------
@@ -347,20 +296,7 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
     """The wheel's decoder thread aborted the process; a streamed wav claimed 4 GB."""
     text = " ".join(TEXTS * 8) if streamed else " ".join(TEXTS[3].split()[:-1] * 8)
     out = tmp_path / "a.wav"
-    line = [
-        sys.executable,
-        ROOT / "generate_sample.py",
-        "--model",
-        ROOT / "demo" / "bundle",
-        "--text",
-        text,
-        "--out",
-        out,
-        *["--stream"] * streamed,
-    ]
-    process = subprocess.Popen(
-        line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    process = start(f"generate_sample.py --model {ROOT}/demo/bundle --out {out} {'--stream' * streamed} --text", text)
     wait_for(
         lambda: (
             process.poll() is not None
@@ -368,13 +304,9 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
         )
     )
     process.send_signal(stop)
-    _, error = process.communicate(timeout=60)
-    assert (
-        process.returncode == 128 + stop
-        and "abort" not in error
-        and "terminate" not in error
-        and "Traceback" not in error
-    ), error
+    result = ended(process, 60)
+    assert result.returncode == 128 + stop, result.stderr
+    assert not any(word in result.stderr for word in ("abort", "terminate", "Traceback")), result.stderr
     assert not list(tmp_path.glob(".tmp.*"))
     if streamed:
         assert 0.3 < wav_seconds(out) < 100
@@ -384,20 +316,11 @@ def test_a_signal_while_it_speaks(stop, streamed, tmp_path):
 
 def test_a_reader_that_leaves():
     """`generate_sample.py --dry-run | head -0` ended in BrokenPipeError."""
-    line = [
-        sys.executable,
-        ROOT / "generate_sample.py",
-        "--model",
-        ROOT / "demo" / "bundle",
-        "--text",
-        TEXTS[0],
-        "--dry-run",
-    ]
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
+    result = ended(start(f"generate_sample.py --model {ROOT}/demo/bundle --dry-run --text", TEXTS[0], stdout=write))
     os.close(write)
-    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr, done.stderr
+    assert result.returncode == 128 + signal.SIGPIPE and not result.stderr, result.stderr
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -412,24 +335,18 @@ def test_a_disk_that_fills_while_it_trains(limit, finished_run, cache, tmp_path)
     """A limit on a file's size stands for the disk: safetensors and torch tell by errors of their own. One line, no
     half checkpoint, and with room the same command continues."""
     shutil.copytree(finished_run, tmp_path / "r")
-    line = [
-        sys.executable,
-        ROOT / "train.py",
-        *map(str, [*TRAIN, "--data", cache, "--out", tmp_path / "r", "--max-steps", 6]),
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 6"
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # noqa: E731
-    full = subprocess.run(line, preexec_fn=small, env=env, capture_output=True, text=True)
-    fails(full, "free some space", "the same command continues")
-    assert not [p for p in (tmp_path / "r" / "checkpoints").iterdir() if p.name not in ("step_000002", "step_000004")]
-    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    fails(ended(start(line, preexec_fn=small)), "free some space", "the same command continues")
+    assert {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()} == {"step_000002", "step_000004"}
+    done = run(line)
     assert done.returncode == 0 and "continuing at step 4" in done.stdout, done.stderr
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 KILLS = int(os.environ.get("KILLS", "1"))  # of each kind; KILLS=30 is the long loop
-TWO = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+TWO = "-m accelerate.commands.launch --num_processes 2 --cpu"
 
 
 def names(folder: Path) -> dict[str, int]:
@@ -458,55 +375,41 @@ def test_kills_at_random_moments(kind, many_clips, cache, tiny_base, tmp_path):
     """Killed again and again while it writes, and started again: what is there is whole at any moment, and in the end
     the same as of a run that nobody killed. A launcher's processes are killed outright, one alone also asked to end."""
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    line = {
-        "data_prep": ["data_prep.py", "--corpus", many_clips, "--base", tiny_base],
-        "train": ["train.py", *TRAIN, "--data", cache, "--max-steps", 8, "--eval-every", 1, "--keep", 9],
-        "generate": [
-            "generate_sample.py",
-            "--model",
-            ROOT / "demo" / "bundle",
-            "--text-file",
-            tmp_path / "lines.txt",
-            "--batch-size",
-            2,
-        ],
-    }[kind.split()[0]]
-    line = [sys.executable, *(TWO if "two" in kind else []), ROOT / line[0], *line[1:], "--out"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    prepare = f"data_prep.py --corpus {many_clips} --base {tiny_base}"
+    speak = f"generate_sample.py --model {ROOT}/demo/bundle --text-file {tmp_path}/lines.txt --batch-size 2"
+    train = f"train.py {RECIPE} --data {cache} --max-steps 8 --eval-every 1 --keep 9"
+    line = {"data_prep": prepare, "train": train, "generate": speak}[kind.removesuffix(" on two")] + " --out"
     rng, kills, done, pause = random.Random(0), 0, 0, 3.0
 
-    def start(out: Path) -> subprocess.Popen:
+    def folder(name: str) -> Path:
         if kind == "generate":
-            out.mkdir(exist_ok=True)
-        return subprocess.Popen(
-            [*map(str, line), str(out)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+            (tmp_path / name).mkdir(exist_ok=True)
+        return tmp_path / name
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stdout.read()
+    def begun(out: Path) -> subprocess.Popen:
+        launcher = TWO if "two" in kind else ""
+        return start(f"{launcher} {line}", out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    whole = run(line, folder("whole"))
+    assert whole.returncode == 0, whole.stderr
     expected = essence(tmp_path / "whole")
     while kills < KILLS:
-        out = tmp_path / f"killed_{done}"
-        before, process = names(out), start(out)
+        out = folder(f"killed_{done}")
+        before, process = names(out), begun(out)
         wait_for(lambda: names(out) != before or process.poll() is not None)  # noqa: B023
         time.sleep(rng.uniform(0, pause))
         stop = signal.SIGKILL if "two" in kind else rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         if process.poll() is None:
             os.killpg(process.pid, stop)
             kills += 1
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode in (0, -stop, 128 + stop) and "Traceback" not in said, said
+        result = ended(process, 60)
+        assert result.returncode in (0, -stop, 128 + stop) and "Traceback" not in result.stdout, result.stdout
         assert essence(out).items() <= expected.items()
-        if process.returncode == 0:
+        if result.returncode == 0:
             done, pause = done + 1, 0.7 * pause  # too late: a new folder, and a shorter wait
-    final = start(out)
-    said, _ = final.communicate(timeout=120)
-    assert final.returncode == 0 and essence(out) == expected, said
+    out = folder(f"killed_{done}")
+    result = ended(begun(out), 120)
+    assert result.returncode == 0 and essence(out) == expected, result.stdout
 
 
 def essence(folder: Path) -> dict[str, str]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import TRAIN, fails, run
+from conftest import RECIPE, fails
+from scripts import run, words
 from test_adapt import many
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,23 +62,11 @@ def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_
     for rows in (16, 64):
         Counted.operations, Counted.tensors = [], []
         AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the run before
-        argv = [
-            "train.py",
-            "--data",
-            nano_cache,
-            "--out",
-            tmp_path / str(rows),
-            "--batch-size",
-            rows,
-            "--max-steps",
-            3,
-            "--epochs",
-            99,
-            "--seed",
-            1,
-        ]
-        argv += ["--eval-every", 0, "--sample-every", 0, "--init", "scratch", *flags.split()]
-        monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
+        line = (
+            f"train.py --data {nano_cache} --out {tmp_path / str(rows)} --batch-size {rows} --max-steps 3 --epochs 99"
+        )
+        line += f" --seed 1 --eval-every 0 --sample-every 0 --init scratch {flags}"
+        monkeypatch.setattr(sys, "argv", words(line))
         train.main()
         assert {d for d, _ in Counted.operations[1:]} == {True, False}
         found[rows] = {d: max(n for distil, n in Counted.operations[1:] if distil == d) for d in (True, False)}
@@ -164,8 +153,8 @@ def test_a_cosine_is_down_whichever_limit_ends_the_run():
 def test_a_run_that_its_time_ends_has_come_down(cache, tmp_path):
     """With the real clock: the last rate is at most 3 % of the peak, and the printed time left is right within a
     fifth."""
-    flags = ["--schedule", "cosine", "--max-hours", 0.006, "--epochs", 10**6, "--eval-every", 0, "--log-every", 1]
-    result = run("train.py", *TRAIN, *flags, "--data", cache, "--out", tmp_path / "r")
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --schedule cosine"
+    result = run(f"{line} --max-hours 0.006 --epochs 1000000 --eval-every 0")
     assert result.returncode == 0, result.stderr
     log = [r for r in read_jsonl(tmp_path / "r" / "progress.jsonl") if r["kind"] == "train"]
     assert len(log) > 40 and max(r["lr"] for r in log) > 9e-4 and log[-1]["lr"] < 0.03 * 1e-3
@@ -173,10 +162,7 @@ def test_a_run_that_its_time_ends_has_come_down(cache, tmp_path):
         float(line.split("left ")[1].split()[0]) for line in result.stdout.splitlines() if line.startswith("step 30/")
     ]
     assert left[0] == pytest.approx((0.006 - log[29]["hours"]) * 60, abs=0.2 * 0.006 * 60)
-    fails(
-        run("train.py", *TRAIN, "--schedule", "cosine", "--patience", 3, "--data", cache, "--out", tmp_path / "p"),
-        "--patience",
-    )
+    fails(run(f"{line} --patience 3"), "--patience")
 
 
 def test_pace_leaves_out_what_is_no_step():
@@ -202,26 +188,12 @@ def test_a_gradient_that_is_not_finite_stops_with_its_inputs(cache, finished_run
     rows = read_jsonl(tmp_path / "c" / "manifest.jsonl")
     latents[[r["first_frame"] + 3 for r in rows if r["split"] == "train"]] = np.nan
     np.save(tmp_path / "c" / "latents.npy", latents)
-    base = finished_run / "bundle" / "arabic.yaml"
-    flags = [
-        "--init",
-        "base",
-        "--base",
-        base,
-        "--data",
-        tmp_path / "c",
-        "--out",
-        tmp_path / "r",
-        "--max-steps",
-        3,
-        "--eval-every",
-        0,
-    ]
-    fails(run("train.py", *TRAIN, *flags, "--sample-every", 0), "gradient not finite at step 0", "--lr")
-    saved = torch.load(tmp_path / "r" / "not_finite_step_000000.pt", weights_only=True)
-    assert (
-        len(saved["ids"]) == 3
-        and {"kind", "target"} <= saved["last_part"].keys()
-        and not torch.isfinite(saved["losses"]["loss"])
+    result = run(
+        f"train.py {RECIPE} --init base --base {finished_run}/bundle/arabic.yaml --data {tmp_path / 'c'} "
+        f"--out {tmp_path / 'r'} --max-steps 3 --eval-every 0 --sample-every 0"
     )
+    fails(result, "gradient not finite at step 0", "--lr")
+    saved = torch.load(tmp_path / "r" / "not_finite_step_000000.pt", weights_only=True)
+    assert len(saved["ids"]) == 3 and {"kind", "target"} <= saved["last_part"].keys()
+    assert not torch.isfinite(saved["losses"]["loss"])
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_000000"]

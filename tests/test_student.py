@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TRAIN, digest, fails, run
+from conftest import RECIPE, digest, fails
 from safetensors.torch import load_file
+from scripts import ROOT, run
 
 sys.path.append(str(ROOT / "measure"))
 from rehearse_teacher import rehearse
@@ -16,8 +17,6 @@ from rehearse_teacher import rehearse
 from pocket_arabic.base import decode_latents, load_config, load_mimi, load_weights
 from pocket_arabic.evaluation import Judge
 from pocket_arabic.run import read_jsonl
-
-PLAIN = [flag for flag in TRAIN if flag not in ("--init", "scratch")]
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,16 @@ def shallow(tiny_base, tmp_path_factory):
     return folder / "shallow.yaml"
 
 
-def student(shallow, teacher, cache, out, *more):
-    return run("train.py", *PLAIN, "--data", cache, "--out", out, "--base", shallow, "--teacher", teacher, *more)
+def student(shallow, teacher, cache, out, more=""):
+    plain = RECIPE.replace("--init scratch", "")
+    return run(f"train.py {plain} --data {cache} --out {out} --base {shallow} --teacher {teacher} {more}")
 
 
 def test_a_student_learns_stops_continues_and_speaks(finished_run, shallow, cache, tmp_path):
     """Half the teacher's layers and all of its head; two steps and two are four; its bundle is one like any other."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for out, steps in ((whole, 4), (halves, 2), (halves, 4)):
-        result = student(shallow, finished_run, cache, out, "--max-steps", steps)
+        result = student(shallow, finished_run, cache, out, f"--max-steps {steps}")
         assert result.returncode == 0, result.stderr
     assert digest(whole / "checkpoints") == digest(halves / "checkpoints") | {
         name: sha for name, sha in digest(whole / "checkpoints").items() if name.endswith("state.json")
@@ -54,17 +54,7 @@ def test_a_student_learns_stops_continues_and_speaks(finished_run, shallow, cach
     assert {n.split(".")[3] for n in found if n.startswith("flow_lm.transformer.layers.")} == {"0"}
     same = [n for n in found if n.startswith(("flow_lm.flow_net.", "flow_lm.out_eos.", "mimi."))]
     assert len(same) > 20 and all(torch.equal(found[n], taught[n]) for n in same)
-    result = run(
-        "generate_sample.py",
-        "--model",
-        whole,
-        "--text",
-        ("هَلْ أَنْتَ بِخَيْرٍ؟"),
-        "--out",
-        tmp_path / "a.wav",
-        "--guidance",
-        1.5,
-    )
+    result = run(f"generate_sample.py --model {whole} --out {tmp_path}/a.wav --guidance 1.5 --text 'هَلْ أَنْتَ بِخَيْرٍ؟'")
     assert result.returncode == 0, result.stderr
 
 
@@ -93,11 +83,11 @@ def test_what_does_not_go_with_a_teacher(finished_run, shallow, tiny_base, cache
     (tmp_path / "deep.yaml").write_text(yaml.safe_dump(deep), encoding="utf-8")
     fails(student(tmp_path / "wide.yaml", finished_run, cache, out), "--teacher", "transformer.d_model: 64 -> 32")
     fails(student(tmp_path / "deep.yaml", finished_run, cache, out), "--teacher", "2 layers", "5")
-    fails(student(shallow, finished_run, cache, out, "--init", "scratch"), "--init scratch", "--teacher")
-    fails(student(shallow, finished_run, cache, out, "--text-dropout", 0.1), "--text-dropout", "--teacher")
+    fails(student(shallow, finished_run, cache, out, "--init scratch"), "--init scratch", "--teacher")
+    fails(student(shallow, finished_run, cache, out, "--text-dropout 0.1"), "--text-dropout", "--teacher")
     fails(student(shallow, tmp_path / "none", cache, out), "--teacher", "no such folder")
     fails(student(shallow, "demo", cache, out), "--teacher", "d_model")
-    fails(run("train.py", *TRAIN, "--data", cache, "--out", out, "--guidance", 2), "--guidance", "--teacher")
+    fails(run(f"train.py {RECIPE} --data {cache} --out {out} --guidance 2"), "--guidance", "--teacher")
     assert not out.exists()
 
 
