@@ -261,14 +261,13 @@ class Run:
         """Open the run's folder. Raises UserError if it holds a run of another recipe."""
         args, steps = self.args, self.steps
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        recipe |= {"cache": self.cache.info["options"], "effective_batch": steps.batch_size}
+        recipe |= {"cache": self.cache.info["options"], "effective_batch": steps.rows_a_step}
         with self.accelerator.main_process_first():
             self.folder.check(recipe, FREE - LENGTHS if args.schedule == "cosine" else FREE)
             if self.main:
                 self.folder.open(recipe)
         with self.accelerator.main_process_first():
-            scaler = self.accelerator.scaler
-            state = resume(self.folder.checkpoints, steps.tts, steps.optimizers, steps.ema, scaler, self.main)
+            state = resume(self.folder.checkpoints, steps.trained(), self.main)
         if state:
             steps.done = self.saved_step = state["step"]
             self.clock.spent = state["hours"]
@@ -296,7 +295,7 @@ class Run:
         print(parts_table(steps.tts.flow_lm))
         limit = f"step {steps.last}" + (f" or {hours} h" if hours else "")
         print(
-            f"{len(steps.train)} utterances, {steps.an_epoch} steps an epoch of {steps.batch_size} each, to {limit}; "
+            f"{len(steps.train)} utterances, {steps.an_epoch} steps an epoch of {steps.rows_a_step} each, to {limit}; "
             f"{self.accelerator.num_processes} x {steps.device}, precision {self.args.precision}, {steps.run.name}",
             flush=True,
         )
@@ -382,13 +381,10 @@ class Run:
     def save(self) -> None:
         """Raises UserError for weights that are not finite, which are never saved."""
         if self.saved_step != self.step:
-            ema = self.steps.ema
-            if bad := [name for name, value in ema.shadow.items() if not torch.isfinite(value).all()]:
+            shadow = self.steps.ema.shadow
+            if bad := [name for name, value in shadow.items() if not torch.isfinite(value).all()]:
                 raise UserError(f"{bad[0]} is not finite at step {self.step}; {self.whole_until()}")
-            state, scaler = {"hours": self.clock.hours()}, self.accelerator.scaler
-            save_checkpoint(
-                self.folder.checkpoints, self.step, self.steps.tts, self.steps.optimizers, ema, scaler, state
-            )
+            save_checkpoint(self.folder.checkpoints, self.step, self.steps.trained(), {"hours": self.clock.hours()})
             self.saved_step = self.step
 
     def evaluate(self) -> None:

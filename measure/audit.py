@@ -9,21 +9,17 @@ Writes  --out, JSON: an entry a base.
     python measure/audit.py --base english --out audit.json      # the released weights
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-import yaml
 from harness import ROOT, stock, write
 from huggingface_hub import HfApi
 from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.text_chunking import prepare_text_prompt
 from pocket_tts.utils.config import CONFIGS_DIR
+from release import random_base
 from torch import nn
-
-sys.path.insert(0, str(ROOT / "tests"))
-from hub import random_release, release_config
 
 from pocket_arabic import text as arabic
 from pocket_arabic.base import audit, build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights, pieces
@@ -114,13 +110,7 @@ def config_of(base: str, folder: Path) -> Path:
         return ROOT / "demo" / "base.yaml"
     if base != "random":
         return Path(base) if base.endswith((".yaml", ".yml")) else CONFIGS_DIR / f"{base}.yaml"
-    random_release(folder, build_flow_lm)
-    config, release = release_config(), folder / "languages" / "english"
-    config.weights_path, config.weights_path_without_voice_cloning = str(release / "model.safetensors"), None
-    config.flow_lm.lookup_table.tokenizer_path = str(release / "tokenizer.json")
-    file = folder / "random.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    return file
+    return random_base(folder)
 
 
 def main() -> None:

@@ -27,11 +27,9 @@ from pathlib import Path
 
 import numpy as np
 from harness import ONE_THREAD, ROOT, STOCK, Clip, clip, made_by, parser, score, speak, stock
+from hub import random_release, release_config
 from safetensors.torch import load_file
 from tqdm import tqdm
-
-sys.path.insert(0, str(ROOT / "tests"))
-from hub import random_release, release_config
 
 from pocket_arabic import text as arabic
 from pocket_arabic.audio import read_audio

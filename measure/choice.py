@@ -3,14 +3,15 @@
 
 Reads   runs whose checkpoints were all kept (train.py --keep 1000), and their cache.
 Writes  --out, JSON: for every checkpoint the flow error, the speech score with its parts, and the error a recogniser
-finds in
-        the test split; Spearman's rank correlation of each figure with that error, and what choosing by it loses.
+        finds in the test split; Spearman's rank correlation of each figure with that error, and what choosing by it
+        loses.
 
     python measure/choice.py runs/base-0 runs/base-1
 """
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,60 +35,54 @@ def heard(model, rows: list[dict], voice: Path, folder: Path, scorer: str) -> fl
     return score(clips, scorer)[1]["cer_no_marks_mean"]
 
 
+def checkpoints(run: Path, sentences: int, scorer: str) -> Iterator[dict]:
+    """Each checkpoint of a run that was evaluated, judged and heard."""
+    recipe = json.loads((run / "args.json").read_text(encoding="utf-8"))
+    config = load_config(str(run / "bundle" / "arabic.yaml"), bundled=True)
+    weights, cache = load_weights(config), Cache(Path(recipe["data"]))
+    mimi, tokenizer = load_mimi(config, weights), build_flow_lm(config, weights).conditioner.tokenizer
+    latents = Latents(cache.folder / "latents.npy", torch.device("cpu"))
+    valid = Utterances(cache, "valid", tokenizer, config.mimi.frame_rate, Draws(), latents)
+    judge, voice, test = Judge(valid, mimi, sentences), cache.folder / "voice.wav", cache.split("test")
+    errors = {r["step"]: r["valid_flow_error"] for r in read_jsonl(run / "progress.jsonl") if r["kind"] == "eval"}
+    for step, error in errors.items():
+        folder = run / "checkpoints" / f"step_{step:06d}"
+        if not folder.exists():
+            continue
+        averaged = load_file(folder / "ema.safetensors")
+        own = {name: tensor for name, tensor in averaged.items() if name.startswith("flow_lm.")}
+        model, start = tts_model(config, build_flow_lm(config, own), mimi), time.monotonic()
+        row = {"run": run.name, "step": step, "flow_error": error, **judge.score(model)}
+        row["judge_sec"] = round(time.monotonic() - start, 2)
+        yield row | {"cer": heard(model, test, voice, run / "choice" / folder.name, scorer)}
+
+
+def worth(rows: list[dict], figure: str) -> dict:
+    """Of a figure, how it ranks and chooses among a run's checkpoints."""
+    values, errors = ([row[key] for row in rows] for key in (figure, "cer"))
+    chosen = min(rows, key=lambda row: row[figure])
+    return {
+        "rank_correlation": round(float(spearmanr(values, errors).statistic), 3),
+        "chosen_step": chosen["step"],
+        "loss_of_choice": round(chosen["cer"] - min(errors), 4),
+    }
+
+
 def main() -> None:
     p = parser(__doc__, ROOT / "samples" / "choice.json")
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--sentences", type=int, default=16, help="that the judge hears")
     args = p.parse_args()
     use_all_cores()
-    found, summary = [], {}
+    found = []
     for run in args.runs:
-        recipe = json.loads((run / "args.json").read_text(encoding="utf-8"))
-        config = load_config(str(run / "bundle" / "arabic.yaml"), bundled=True)
-        weights, cache = load_weights(config), Cache(Path(recipe["data"]))
-        mimi, flow_lm = load_mimi(config, weights), build_flow_lm(config, weights)
-        latents = Latents(cache.folder / "latents.npy", torch.device("cpu"))
-        judge = Judge(
-            Utterances(cache, "valid", flow_lm.conditioner.tokenizer, config.mimi.frame_rate, Draws(), latents),
-            mimi,
-            args.sentences,
-        )
-        errors = {r["step"]: r["valid_flow_error"] for r in read_jsonl(run / "progress.jsonl") if r["kind"] == "eval"}
-        for path in sorted((run / "checkpoints").glob("step_*")):
-            step = int(path.name[5:])
-            if step not in errors:
-                continue
-            own = {
-                name: tensor
-                for name, tensor in load_file(path / "ema.safetensors").items()
-                if name.startswith("flow_lm.")
-            }
-            model = tts_model(config, build_flow_lm(config, own), mimi)
-            start = time.monotonic()
-            row = {
-                "run": run.name,
-                "step": step,
-                "flow_error": errors[step],
-                **judge.score(model),
-                "judge_sec": round(time.monotonic() - start, 2),
-            }
-            row["cer"] = heard(
-                model, cache.split("test"), cache.folder / "voice.wav", run / "choice" / path.name, args.scorer
-            )
+        for row in checkpoints(run, args.sentences, args.scorer):
             found.append(row)
             print(json.dumps(row), flush=True)
-        mine = [row for row in found if row["run"] == run.name and row["step"] > 0]
-        best = min(row["cer"] for row in mine)
-        summary[run.name] = {
-            name: {
-                "rank_correlation": round(
-                    float(spearmanr([row[name] for row in mine], [row["cer"] for row in mine]).statistic), 3
-                ),
-                "chosen_step": min(mine, key=lambda row: row[name])["step"],
-                "loss_of_choice": round(min(mine, key=lambda row: row[name])["cer"] - best, 4),
-            }
-            for name in FIGURES
-        }
+    summary = {}
+    for run in args.runs:
+        trained = [row for row in found if row["run"] == run.name and row["step"] > 0]
+        summary[run.name] = {figure: worth(trained, figure) for figure in FIGURES}
     write(args.out, {"summary": summary, "checkpoints": found})
     print(json.dumps(summary, indent=1))
 

@@ -14,8 +14,6 @@ mean.
 
 import argparse
 import json
-import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,20 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from harness import ROOT, made_by
+from hub import release_config
+from release import random_base
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from hub import random_release, release_config  # noqa: E402
-
-from pocket_arabic.audio import write_wav  # noqa: E402
-from pocket_arabic.base import build_flow_lm, encoder_hash, load_config, load_mimi, load_tokenizer, load_weights  # noqa: E402
-from pocket_arabic.cache import FORMAT_VERSION  # noqa: E402
-from pocket_arabic.run import command, provenance, read_jsonl, write_json  # noqa: E402
+from pocket_arabic.audio import write_wav
+from pocket_arabic.base import encoder_hash, load_config, load_mimi, load_tokenizer, load_weights
+from pocket_arabic.cache import FORMAT_VERSION
+from pocket_arabic.run import command, read_jsonl, write_json
 
 FRAME_RATE, TOKENS_A_SEC = 12.5, 8
 STEP = "import train; train.main()"
-LAUNCHED = f"import train; train.Replayed = lambda work, *rest: train.Launched(work); {STEP}"
+LAUNCHED = f"from pocket_arabic import step; step.Replayed = lambda work, *rest: step.Launched(work); {STEP}"
 WAYS = {  # code, flags, steps, of them the last so many count
     "launched": (LAUNCHED, [], 80, 40),
     "graphs": (STEP, [], 600, 200),
@@ -47,18 +43,12 @@ WAYS = {  # code, flags, steps, of them the last so many count
 
 
 def make_base(folder: Path, tiny: bool) -> Path:
-    """The released `english` with random weights -> its YAML."""
+    """The released `english`, or a narrow one, with random weights -> its YAML."""
     config = release_config()
     if tiny:
         config.flow_lm.transformer.d_model, config.flow_lm.transformer.num_heads = 64, 2
         config.flow_lm.lookup_table.dim = config.flow_lm.flow.dim = 64
-    random_release(folder, build_flow_lm, config=config)
-    release = folder / "languages" / "english"
-    config.weights_path, config.weights_path_without_voice_cloning = str(release / "model.safetensors"), None
-    config.flow_lm.lookup_table.tokenizer_path = str(release / "tokenizer.json")
-    file = folder / "english.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    return file
+    return random_base(folder, config)
 
 
 def make_cache(folder: Path, base: Path, utterances: int) -> None:
@@ -74,62 +64,26 @@ def make_cache(folder: Path, base: Path, utterances: int) -> None:
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
         for i in range(utterances):
             text = tokenizer.decode(rng.integers(1, vocabulary, int(seconds[i] * TOKENS_A_SEC)).tolist())
-            row = {
-                "id": str(i),
-                "split": "train" if i >= utterances // 50 else "valid",
-                "speaker": "one",
-                "text_model": text,
-            }
-            row |= {
-                "first_frame": int(first[i]),
-                "num_frames": int(frames[i]),
-                "speech_end_sec": float(seconds[i]) - 0.3,
-            }
-            file.write(json.dumps(row | {"duration_sec": float(seconds[i])}) + "\n")
+            split = "train" if i >= utterances // 50 else "valid"
+            row = {"id": str(i), "split": split, "speaker": "one", "text_model": text}
+            row |= {"first_frame": int(first[i]), "num_frames": int(frames[i])}
+            row |= {"speech_end_sec": float(seconds[i]) - 0.3, "duration_sec": float(seconds[i])}
+            file.write(json.dumps(row) + "\n")
     write_wav(folder / "voice.wav", rng.standard_normal(6 * 24000).astype(np.float32) * 0.1, 24000)
-    options = {
-        "corpus": "random",
-        "base": str(base),
-        "encoder_sha256": encoder_hash(mimi),
-        "head_sec": 0.1,
-        "trim": True,
-    }
-    write_json(
-        folder / "cache.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "options": options,
-            "hours": {"train": float(frames.sum() / FRAME_RATE / 3600)},
-        },
-    )
+    options = {"corpus": "random", "base": str(base), "encoder_sha256": encoder_hash(mimi)}
+    info = {"format_version": FORMAT_VERSION, "options": options | {"head_sec": 0.1, "trim": True}}
+    write_json(folder / "cache.json", info | {"hours": {"train": float(frames.sum() / FRAME_RATE / 3600)}})
 
 
 def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
     """One run of train.py."""
     code, flags, steps, counted = WAYS[way]
     steps, counted = steps // shrink, counted // shrink
-    shutil.rmtree(out, ignore_errors=True)
     every = max(1, 20 // shrink)
-    fixed = [
-        "--data",
-        data,
-        "--out",
-        out,
-        "--batch-size",
-        rows,
-        "--max-steps",
-        steps,
-        "--log-every",
-        every,
-        "--sample-every",
-        0,
-        "--eval-every",
-        steps,
-    ]
+    line = ["--data", data, "--out", out, "--batch-size", rows, "--max-steps", steps, "--log-every", every, *flags]
+    line += ["--eval-every", steps, "--sample-every", 0]
     start = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, fixed), *flags], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code, *map(str, line)], cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         return {"failed": result.stderr[-1500:]}
     log = read_jsonl(out / "progress.jsonl")
@@ -150,6 +104,22 @@ def measure(way: str, data: Path, out: Path, rows: int, shrink: int) -> dict:
     }
 
 
+def prepare(base: Path, out: Path, more: list[str]) -> dict:
+    """One run of data_prep.py."""
+    line = [sys.executable, "data_prep.py", "--corpus", "demo", "--base", str(base), "--out", str(out), *more]
+    start = time.monotonic()
+    subprocess.run(line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    hours = json.loads((out / "cache.json").read_text(encoding="utf-8"))["hours"]
+    return {"process_sec": round(time.monotonic() - start, 1), "hours": hours}
+
+
+def beside(line: str) -> dict:
+    """What another instrument prints."""
+    printed = subprocess.run(line, shell=True, capture_output=True, text=True)
+    print("beside", printed.stdout, printed.stderr[-300:], flush=True)
+    return {"command": line, "printed": [json.loads(x) for x in printed.stdout.splitlines() if x.startswith("{")]}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "samples" / "bench_gpu.json")
@@ -158,49 +128,22 @@ def main() -> None:
     p.add_argument("--no-data", action="store_true", help="leave data_prep.py out")
     p.add_argument("--tiny", action="store_true", help="small, for a CPU")
     args = p.parse_args()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     saved = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    result = saved.get("training", {}) | {
-        "command": shlex.join(["python", "measure/gpu_training.py", *sys.argv[1:]]),
-        "gpu": gpu,
-        **provenance(),
-    }
+    result = saved.get("training", {}) | made_by()
+    result["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_base(folder, args.tiny)
         make_cache(folder / "data", base, 500 if args.tiny else 9700)
         for way in filter(None, args.ways.split(",")):
-            result[way] = measure(way, folder / "data", folder / "run", 8 if args.tiny else 64, 20 if args.tiny else 1)
+            result[way] = measure(way, folder / "data", folder / way, 8 if args.tiny else 64, 20 if args.tiny else 1)
             print(way, json.dumps(result[way]), flush=True)
             write_json(args.out, saved | {"training": result})  # as it comes: a machine may be taken away
         if not args.no_data:
-            prepare = [
-                sys.executable,
-                ROOT / "data_prep.py",
-                "--corpus",
-                "demo",
-                "--base",
-                base,
-                "--out",
-                folder / "demo",
-            ]
-            start = time.monotonic()
-            subprocess.run(
-                [*map(str, prepare), *(["--limit", "20"] if args.tiny else [])],
-                cwd=ROOT,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            hours = json.loads((folder / "demo" / "cache.json").read_text(encoding="utf-8"))["hours"]
-            result["data_prep"] = {"process_sec": round(time.monotonic() - start, 1), "hours": hours}
+            result["data_prep"] = prepare(base, folder / "demo", ["--limit", "20"] if args.tiny else [])
             print("data_prep", result["data_prep"], flush=True)
     if args.beside:
-        printed = subprocess.run(args.beside, shell=True, capture_output=True, text=True)
-        result["beside"] = {
-            "command": args.beside,
-            "printed": [json.loads(x) for x in printed.stdout.splitlines() if x.startswith("{")],
-        }
-        print("beside", printed.stdout, printed.stderr[-300:], flush=True)
+        result["beside"] = beside(args.beside)
     write_json(args.out, saved | {"training": result})
 
 

@@ -25,7 +25,7 @@ from pocket_tts.modules.stateful_module import ModelState, init_states
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for the scripts that import this one, too
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # for the scripts that import this one, too: tests/hub.py
 from pocket_arabic.audio import write_wav  # noqa: E402
 from pocket_arabic.cache import Cache  # noqa: E402
 from pocket_arabic.evaluation import run_program  # noqa: E402

@@ -8,7 +8,6 @@ commands.
     python measure/rehearse_teacher.py --width 32       # does it run?
 """
 
-import argparse
 import json
 import os
 import re
@@ -18,15 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
+from harness import ROOT, write
+from hub import Hub, Repository, clartts_lookalike, random_release, release_config
 from pocket_tts.utils.config import Config
+from release import write_config
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from hub import Hub, Repository, clartts_lookalike, random_release, release_config  # noqa: E402
-
-from pocket_arabic.base import build_flow_lm  # noqa: E402
-from pocket_arabic.run import command, provenance, read_jsonl, write_json  # noqa: E402
+from pocket_arabic.base import build_flow_lm
+from pocket_arabic.run import Parser, command, location, read_jsonl
 
 TEACHER, STUDENT = "english_2026-04_24l", "english"
 
@@ -39,92 +36,72 @@ def narrowed(config: Config, width: int) -> Config:
     mimi.outer_dim = mimi.quantizer.output_dimension = mimi.seanet.dimension = 16
     mimi.seanet.n_filters = 2
     part = mimi.transformer
-    part.d_model, part.num_heads, part.dim_feedforward, part.input_dimension, part.output_dimensions = (
-        16,
-        2,
-        32,
-        16,
-        (16,),
-    )
+    part.d_model = part.input_dimension = 16
+    part.num_heads, part.dim_feedforward, part.output_dimensions = 2, 32, (16,)
     return config
 
 
-def rehearse(folder: Path, width: int | None, rows: int, steps: int, batch: int) -> dict:
-    """All four scripts' runs in `folder`, from a hub of its own. Raises CalledProcessError."""
+def make_hub(folder: Path, width: int | None, rows: int) -> tuple[Hub, dict[str, str]]:
+    """A stand-in with both models and a corpus, and what --base says for each model."""
     bases = {}
     for name in (TEACHER, STUDENT):
         config = release_config(name)
         if width:
-            config = narrowed(config, width)
-            (folder / f"{name}.yaml").write_text(
-                yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8"
-            )
+            write_config(folder / f"{name}.yaml", config := narrowed(config, width))
         bases[name] = f"{name}.yaml" if width else name
         random_release(folder / "hub", build_flow_lm, config=config, name=name)
     clartts_lookalike(folder / "clartts", rows, 4, 1, seconds=(4.0, 7.0))
-    release, found = Repository(folder / "hub"), {}
-    with Hub(
-        {
-            "models/kyutai/pocket-tts": release,
-            "models/kyutai/pocket-tts-without-voice-cloning": release,
-            "datasets/MBZUAI/ClArTTS": Repository(folder / "clartts"),
-        }
-    ) as hub:
+    models = ("kyutai/pocket-tts", "kyutai/pocket-tts-without-voice-cloning")
+    release = {f"models/{name}": Repository(folder / "hub") for name in models}
+    return Hub(release | {"datasets/MBZUAI/ClArTTS": Repository(folder / "clartts")}), bases
 
-        def run(what: str, line: str) -> str:
-            env = os.environ | hub.environment(folder / "hf") | {"PYTHONPATH": str(ROOT)}
-            done = subprocess.run(
-                [sys.executable, ROOT / line.split()[0], *shlex.split(line)[1:]],
-                cwd=folder,
-                env=env,
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise RuntimeError(f"{line}: {done.stdout[-500:]}{done.stderr[-2000:]}")
-            found[what] = {"command": f"python {line}"}
-            return done.stdout
 
-        run("prepare", f"data_prep.py --base {bases[TEACHER]} --out data/clartts")
-        common = (
-            f"--data data/clartts --batch-size {batch} --max-steps {steps} --log-every 1 --eval-every 0 "
-            "--sample-every 0 --keep 1 --warmup-steps 1"
-        )
-        run("teach", f"train.py {common} --out runs/teacher")
-        run(
-            "distil",
-            f"train.py {common} --out runs/student --base {bases[STUDENT]} --teacher runs/teacher --guidance 2",
-        )
-        for what, out in (("teach", "teacher"), ("distil", "student")):
-            logged = [r for r in read_jsonl(folder / "runs" / out / "progress.jsonl") if r["kind"] == "train"]
-            found[what] |= {
-                "step_sec": min(r["step_sec"] for r in logged),
-                "memory_gib": logged[-1]["memory_gib"],
-                "batch": batch,
-            }
-            found[what]["bundle_bytes"] = (folder / "runs" / out / "bundle" / "model.safetensors").stat().st_size
-        text = run(
-            "speak",
-            "generate_sample.py --model runs/student --romanized --text 'AlS~aboru mifotaAHu.' --out said.wav",
-        )
-        found["speak"]["sec_of_speech"] = float(re.search(r"([\d.]+) s of speech", text)[1])
+def run(line: str, folder: Path, hub: Hub) -> str:
+    """A script's run in `folder` -> what it printed."""
+    script, *args = shlex.split(line)
+    env = os.environ | hub.environment(folder / "hf") | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, ROOT / script, *args], cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{line}: {done.stdout[-500:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def rehearse(folder: Path, width: int | None, rows: int, steps: int, batch: int) -> dict:
+    """All three scripts' runs in `folder`, from a hub of its own. Raises RuntimeError."""
+    stand_in, bases = make_hub(folder, width, rows)
+    train = (
+        f"train.py --data data/clartts --batch-size {batch} --max-steps {steps} --log-every 1 --eval-every 0 "
+        "--sample-every 0 --keep 1 --warmup-steps 1"
+    )
+    lines = {
+        "prepare": f"data_prep.py --base {bases[TEACHER]} --out data/clartts",
+        "teach": f"{train} --out runs/teacher",
+        "distil": f"{train} --out runs/student --base {bases[STUDENT]} --teacher runs/teacher --guidance 2",
+        "speak": "generate_sample.py --model runs/student --romanized --text 'AlS~aboru mifotaAHu.' --out said.wav",
+    }
+    with stand_in as hub:
+        printed = {what: run(line, folder, hub) for what, line in lines.items()}
+    found: dict[str, dict] = {what: {"command": f"python {line}"} for what, line in lines.items()}
+    for what, name in (("teach", "teacher"), ("distil", "student")):
+        out = folder / "runs" / name
+        logged = [r for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "train"]
+        found[what] |= {"step_sec": min(r["step_sec"] for r in logged), "memory_gib": logged[-1]["memory_gib"]}
+        found[what] |= {"batch": batch, "bundle_bytes": (out / "bundle" / "model.safetensors").stat().st_size}
+    found["speak"]["sec_of_speech"] = float(re.search(r"([\d.]+) s of speech", printed["speak"])[1])
     return found
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--width", type=int, help="narrow every layer to so much")
     p.add_argument("--rows", type=int, default=16, help="utterances of the corpus, 4 to 7 s each")
     p.add_argument("--steps", type=int, default=3)
     p.add_argument("--batch-size", type=int, default=4)
-    p.add_argument("--out", type=Path, default=ROOT / "samples" / "rehearsal.json")
+    p.add_argument("--out", type=location, default=ROOT / "samples" / "rehearsal.json")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = rehearse(Path(folder), args.width, args.rows, args.steps, args.batch_size)
-    write_json(
-        args.out,
-        {"command": shlex.join(["python", "measure/rehearse_teacher.py", *sys.argv[1:]]), **found, **provenance()},
-    )
+    write(args.out, found)
     print(json.dumps(found, indent=1))
 
 

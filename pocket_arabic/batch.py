@@ -1,7 +1,7 @@
-"""Many utterances at once: the wheel's FlowLM a frame of all rows at a time, each row at its own place, and its codec
+"""Many sentences at once: the wheel's FlowLM a frame of all rows at a time, each row at its own place, and its codec
 by rows.
 
-Needs nothing but torch and the wheel. With guidance an utterance has two rows, as it is and with neither text nor
+Needs nothing but torch and the wheel. With guidance a sentence has two rows, as it is and with neither text nor
 voice, and one head: z = z_null + w (z - z_null) (kyutai-labs/pocket-tts training/depth_distill). Shapes: B rows, S
 positions of the key-value cache, F frames (80 ms each), C = 32 latent dimensions, D model width, T tokens.
 """
@@ -28,7 +28,7 @@ LEAST = 16
 
 
 @dataclass(eq=False)
-class Utterance:
+class Sentence:
     """What is to be spoken in one go."""
 
     voice: ModelState  # the FlowLM's state after the voice prompt, of one row
@@ -41,7 +41,7 @@ class Utterance:
 
 @dataclass
 class Finished:
-    utterance: Utterance
+    sentence: Sentence
     latents: torch.Tensor  # [F, C], normalised as the FlowLM has them
     ended: bool  # whether it reached its end in time
 
@@ -68,13 +68,13 @@ def null_state(model: TTSModel) -> ModelState:
     return state
 
 
-class Batch:
-    """Up to `size` utterances, spoken `every` frames at a time. They come and go: those in use are the first.
+class SpeechBatch:
+    """Up to `size` sentences, spoken `every` frames at a time. They come and go: those in use are the first.
 
     A row's tokens and frames stand at positions of its own, from 0 on, so that what it says does not depend on its
     neighbours. On a GPU a frame is one CUDA graph; nothing is read back between the `every` frames.
     Memory a row: layers x 2 x width of keys x 4 bytes a position, some 600 positions: 30 MB in the released size, 5 in
-    the nano. At least `LEAST` utterances are computed, in `streams` rows each: its own, then, with guidance, that
+    the nano. At least `LEAST` sentences are computed, in `streams` rows each: its own, then, with guidance, that
     without text and voice.
     """
 
@@ -84,7 +84,7 @@ class Batch:
         self.every = 8 if self.device.type == "cuda" else 4
         self.streams = 1 if model.guidance == 1 else 2
         self.null = null_state(model) if self.streams == 2 else None
-        self.utterances: list[Utterance] = []
+        self.sentences: list[Sentence] = []
         self.starts: list[int] = []  # position of each one's first frame, the later one of its rows'
         self.done: list[int] = []  # frames each has been through
         attention = self.lm.transformer.layers[0].self_attn
@@ -112,7 +112,7 @@ class Batch:
 
     @property
     def free(self) -> int:
-        return self.size - len(self.utterances)
+        return self.size - len(self.sentences)
 
     # --- rows -----------------------------------------------------------------------------------------------------
 
@@ -132,24 +132,24 @@ class Batch:
             self._new_graphs()  # the old ones hold the old addresses
 
     @torch.no_grad()
-    def add(self, utterances: list[Utterance]) -> None:
-        """Read voices and texts of at most `free` new utterances, in one pass."""
-        assert 0 < len(utterances) <= self.free, (len(utterances), self.free)
-        first, last, streams = len(self.utterances), len(self.utterances) + len(utterances), self.streams
+    def add(self, sentences: list[Sentence]) -> None:
+        """Read voices and texts of at most `free` new sentences, in one pass."""
+        assert 0 < len(sentences) <= self.free, (len(sentences), self.free)
+        first, last, streams = len(self.sentences), len(self.sentences) + len(sentences), self.streams
         layers = [f"transformer.layers.{i}.self_attn" for i in range(self.cache.shape[1])]
-        voices = [state for u in utterances for state in (u.voice, self.null)[:streams]]  # of each row
+        voices = [state for u in sentences for state in (u.voice, self.null)[:streams]]  # of each row
         prompts = torch.tensor([int(state[layers[0]]["offset"][0]) for state in voices])
-        lengths = torch.tensor([n for u in utterances for n in (len(u.tokens), 0)[:streams]])
+        lengths = torch.tensor([n for u in sentences for n in (len(u.tokens), 0)[:streams]])
         longest, starts = _round_up(int(lengths.max())), prompts + lengths
-        # Room to spare: an utterance goes on until the next look at the ends.
-        frames = [u.max_frames + self.every for u in utterances]
+        # Room to spare: a sentence goes on until the next look at the ends.
+        frames = [u.max_frames + self.every for u in sentences]
         own = slice(0, None, streams)  # of these rows, those with text
         self._make_room(max(int(prompts.max()) + longest, *(starts[own] + torch.tensor(frames)).tolist()), max(frames))
-        tokens = torch.zeros(len(utterances), longest, dtype=torch.long)
+        tokens = torch.zeros(len(sentences), longest, dtype=torch.long)
         for i, (state, prompt) in enumerate(zip(voices, prompts.tolist()), first * streams):
             for layer, name in enumerate(layers):
                 self.cache[i, layer, :, :, :prompt] = state[name]["cache"][:, 0, :prompt].transpose(1, 2)
-        for i, (u, count) in enumerate(zip(utterances, frames)):
+        for i, (u, count) in enumerate(zip(sentences, frames)):
             tokens[i, : len(u.tokens)] = torch.tensor(u.tokens)
             self.noise[first + i, :count] = noise_of(u.seed, count, self.lm.ldim, self.model.temp**0.5).to(self.device)
         positions = (prompts[own, None] + torch.arange(longest)).to(self.device)
@@ -160,13 +160,13 @@ class Batch:
         self.position[first * streams : last * streams] = starts.to(self.device)
         new = slice(first, last)
         self.frame[new], self.eos[new], self.latent[new] = 0, -1, self.lm.bos_emb
-        self.utterances += utterances
+        self.sentences += sentences
         self.starts += starts[own].tolist()
-        self.done += [0] * len(utterances)
+        self.done += [0] * len(sentences)
 
     def _remove(self, gone: list[int]) -> None:
-        """Utterances that are done leave; the last ones take their places."""
-        keep, last = len(self.utterances) - len(gone), len(self.utterances)
+        """Sentences that are done leave; the last ones take their places."""
+        keep, last = len(self.sentences) - len(gone), len(self.sentences)
         moves = list(zip([row for row in gone if row < keep], [row for row in range(keep, last) if row not in gone]))
         if moves:
             to, source = (torch.tensor(rows, device=self.device) for rows in zip(*moves))
@@ -175,7 +175,7 @@ class Batch:
             cache[to, ..., :used, :] = cache[source, ..., :used, :]
             for tensor in (position, self.frame, self.eos, self.latent, self.noise, self.latents):
                 tensor[to] = tensor[source]
-        for values in (self.utterances, self.starts, self.done):
+        for values in (self.sentences, self.starts, self.done):
             for target, row in moves:
                 values[target] = values[row]
             del values[keep:]
@@ -209,7 +209,7 @@ class Batch:
         return x
 
     def _frame(self, n: int, keys: int) -> None:
-        """The next frame of the first n utterances; all it reads and writes lies at fixed addresses, as a CUDA graph
+        """The next frame of the first n sentences; all it reads and writes lies at fixed addresses, as a CUDA graph
         needs it."""
         lm, streams, rows, frame = self.lm, self.streams, self.rows[:n], self.frame[:n]
         position = self.position[: n * streams]
@@ -244,7 +244,7 @@ class Batch:
     @torch.no_grad()
     def advance(self) -> list[Finished]:
         """`every` frames of all rows; those that are done, which leave."""
-        n = len(self.utterances)
+        n = len(self.sentences)
         keys = _round_up(max(start + done for start, done in zip(self.starts, self.done)) + self.every)
         rows, step = max(n, LEAST), self._frame
         if self.side:
@@ -255,7 +255,7 @@ class Batch:
             step(rows, keys)
         self.done = [done + self.every for done in self.done]
         finished, gone = [], []
-        for row, (u, done, eos) in enumerate(zip(self.utterances, self.done, self.eos[:n].tolist())):
+        for row, (u, done, eos) in enumerate(zip(self.sentences, self.done, self.eos[:n].tolist())):
             total = eos + u.frames_after_eos if eos >= 0 else u.max_frames + 1
             if done >= min(total, u.max_frames):
                 latents = self.latents[row, : min(total, u.max_frames)].clone()
@@ -327,10 +327,10 @@ def default_size(device: torch.device) -> int:
     return 64 if device.type == "cuda" else 16
 
 
-def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Finished, torch.Tensor]]:
-    """Speak what `take` gives, until it gives None: each utterance as it is done, with its audio [samples].
+def run(batch: SpeechBatch, take: Callable[[], Sentence | None]) -> Iterator[tuple[Finished, torch.Tensor]]:
+    """Speak what `take` gives, until it gives None: each sentence as it is done, with its audio [samples].
 
-    `take` is asked whenever there is room, and once more after everything has been handed out, so that an utterance may
+    `take` is asked whenever there is room, and once more after everything has been handed out, so that a sentence may
     be given again. What is together in a batch does not depend on timing. On a CPU the codec works in threads beside
     the FlowLM, every thread on one core: products shared by two cores wait for each other, ten times as long as they
     work if a third program runs. It decodes row by row there, so that no sample depends on the neighbours; eight at
@@ -352,11 +352,11 @@ def run(batch: Batch, take: Callable[[], Utterance | None]) -> Iterator[tuple[Fi
             while True:
                 if room := [u for _ in range(batch.free) if (u := take()) is not None]:
                     batch.add(room)
-                if batch.utterances:
+                if batch.sentences:
                     ready += batch.advance()
                 elif not ready and not pending:
                     return
-                draining = not batch.utterances
+                draining = not batch.sentences
                 while len(ready) >= group or (ready and draining):
                     args = (batch.model, [f.latents for f in ready[:group]], most)
                     pending.append((ready[:group], pool.submit(decode, *args) if workers else decode(*args)))

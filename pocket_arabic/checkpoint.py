@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import yaml
@@ -54,17 +54,18 @@ class EMA:
         torch._foreach_lerp_([self.shadow[name] for name in self.values], list(self.values.values()), 1 - decay)
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    ema: EMA,
-    scaler: torch.amp.GradScaler | None,
-    state: dict,
-) -> None:
+class Trained(NamedTuple):
+    """What a checkpoint holds of a run, beside its place."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    ema: EMA
+    scaler: torch.amp.GradScaler | None
+
+
+def save_checkpoint(folder: Path, step: int, trained: Trained, state: dict) -> None:
     """Write checkpoints/step_NNNNNN whole or not at all; `state` (step, hours) goes into state.json."""
-    final = folder / f"step_{step:06d}"
+    final, (model, optimizers, ema, scaler) = folder / f"step_{step:06d}", trained
     assert not final.exists(), final
     with new_folder(final) as tmp:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
@@ -101,11 +102,10 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: EMA, scaler: torch.amp.GradScaler | None
-) -> dict:
+def load_checkpoint(path: Path, trained: Trained) -> dict:
     """Put everything back in place, strictly; returns state.json. Raises Damaged, naming the file, with all as it
     was."""
+    model, optimizers, ema, scaler = trained
     weights, shadow = (read_weights(path / f"{name}.safetensors", ema.shadow) for name in ("model", "ema"))
     try:
         saved = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
@@ -167,20 +167,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_*"), default=None)
 
 
-def resume(
-    folder: Path,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    ema: EMA,
-    scaler: torch.amp.GradScaler | None,
-    main: bool,
-) -> dict | None:
+def resume(folder: Path, trained: Trained, main: bool) -> dict | None:
     """Continue from the newest whole checkpoint -> its state; None if there is none yet. Damaged ones are put aside,
     and named. Raises UserError if all are damaged."""
     damaged = None
     for path in sorted(folder.glob("step_*"), reverse=True):
         try:
-            return load_checkpoint(path, model, optimizers, ema, scaler)
+            return load_checkpoint(path, trained)
         except Damaged as error:
             damaged = error
             if main:

@@ -23,7 +23,7 @@ from pocket_arabic.cache import Cache
 from pocket_arabic.run import UserError
 
 PAD, VOICE_START, PROMPT, TEXT, AUDIO_START, FRAME = range(6)  # what stands at a position
-ROW, ORDER, DISTIL, TEXT_MARKS, NOISE, EVAL_NOISE = range(6)  # separate streams of random numbers under one seed
+ROW, ORDER, WHICH_STEPS, TEXT_MARKS, NOISE, EVAL_NOISE = range(6)  # separate streams of random numbers under one seed
 EVAL_EPOCH = 0  # training counts from 1; evaluation always uses the same noise, so its curve is smooth
 # of the steps compute the distillation term, divided by this share (kyutai-labs/pocket-tts training): 9 % faster
 DISTILL_SHARE = 0.25
@@ -407,7 +407,7 @@ class Batch:
 
 def distils(seed: int, step: int) -> bool:
     """Whether this step computes the distillation term; the same on every process."""
-    return bool(np.random.default_rng([DISTIL, seed, step]).random() < DISTILL_SHARE)
+    return bool(np.random.default_rng([WHICH_STEPS, seed, step]).random() < DISTILL_SHARE)
 
 
 def draw_noise(

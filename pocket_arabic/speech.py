@@ -25,7 +25,7 @@ from pocket_tts.modules.text_conditioner import Tokenizer
 
 from pocket_arabic.audio import AudioError, read_audio, speech_bounds, write_wav
 from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_weights, tts_model
-from pocket_arabic.batch import Batch, Utterance, default_size, null_state, run
+from pocket_arabic.batch import Sentence, SpeechBatch, default_size, null_state, run
 from pocket_arabic.run import UserError
 
 SENTENCE_PAUSE, CLAUSE_PAUSE = 0.5, 0.2  # seconds of silence after a chunk that ends a sentence, or not
@@ -170,7 +170,7 @@ def stream(
     for."""
     stop, others = stop or threading.Event(), set(threading.enumerate())
     if model.guidance != 1:
-        guide(model, 1 + as_utterance(model, Request(chunk, state, seed), None).max_frames)
+        guide(model, 1 + as_sentence(model, Request(chunk, state, seed), None).max_frames)
     torch.manual_seed(seed)
     model.max_decoder_frames_per_call = 0  # all that `Blocks` hands out
     model._decode_audio_worker = lambda latents, *rest: TTSModel._decode_audio_worker(
@@ -274,30 +274,30 @@ def speak_each(
     As `speak` does each alone: the same noise, cap and end, latents equal to 1e-4. `requests` may be a generator: only
     what is being spoken, and what waits for its turn in the order, is in memory.
     """
-    batch = Batch(model, size or default_size(model.flow_lm.bos_emb.device))
+    batch = SpeechBatch(model, size or default_size(model.flow_lm.bos_emb.device))
     start, waiting, again = time.monotonic(), enumerate(requests), deque()
-    numbers: dict[Utterance, int] = {}
+    numbers: dict[Sentence, int] = {}
     attempts: dict[int, list[Spoken]] = {}
     done: dict[int, Spoken] = {}
     following = 0
 
-    def take() -> Utterance | None:
-        number, utterance = again.popleft() if again else (None, None)
-        if utterance is None:
+    def take() -> Sentence | None:
+        number, sentence = again.popleft() if again else (None, None)
+        if sentence is None:
             number, request = next(waiting, (None, None))
-            utterance = None if request is None else as_utterance(model, request, slowest)
-        if utterance is not None:
-            numbers[utterance] = number
-        return utterance
+            sentence = None if request is None else as_sentence(model, request, slowest)
+        if sentence is not None:
+            numbers[sentence] = number
+        return sentence
 
     for finished, audio in run(batch, take):
         if not torch.isfinite(audio).all():
             raise UserError(NOT_FINITE)
-        number, utterance = numbers.pop(finished.utterance), finished.utterance
+        number, sentence = numbers.pop(finished.sentence), finished.sentence
         tries = attempts.setdefault(number, [])
-        tries.append(Spoken(audio.numpy(), utterance.seed, finished.ended, time.monotonic() - start))
+        tries.append(Spoken(audio.numpy(), sentence.seed, finished.ended, time.monotonic() - start))
         if not good(tries[-1], model.sample_rate) and len(tries) <= retries:
-            again.append((number, replace(utterance, seed=utterance.seed + 1)))
+            again.append((number, replace(sentence, seed=sentence.seed + 1)))
             continue
         done[number] = best(attempts.pop(number), model.sample_rate)
         while following in done:
@@ -336,7 +336,7 @@ def speak_batch(
     return list(speak_each(model, requests, retries, slowest, size))
 
 
-def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Utterance:
+def as_sentence(model: TTSModel, request: Request, slowest: float | None) -> Sentence:
     """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
     lm = model.flow_lm
     options = (
@@ -359,7 +359,7 @@ def as_utterance(model: TTSModel, request: Request, slowest: float | None) -> Ut
         max_frames = min(max_frames, DECODE_FRAMES * (deadline // DECODE_FRAMES + 1))
     if request.most_frames is not None:
         deadline, max_frames = min(deadline, request.most_frames), min(max_frames, request.most_frames)
-    return Utterance(request.voice, tokens, request.seed, after, max_frames, deadline)
+    return Sentence(request.voice, tokens, request.seed, after, max_frames, deadline)
 
 
 def good(spoken: Spoken, rate: int) -> bool:

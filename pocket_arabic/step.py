@@ -17,7 +17,7 @@ from pocket_tts.utils.config import Config
 from pocket_arabic.adapt import Schedule, build_optimizers, merged, set_trainable
 from pocket_arabic.base import build_flow_lm
 from pocket_arabic.cache import Cache
-from pocket_arabic.checkpoint import EMA
+from pocket_arabic.checkpoint import EMA, Trained
 from pocket_arabic.model import LSD, Student, TrainableTTS
 from pocket_arabic.progress import Pace, Window
 from pocket_arabic.rows import (
@@ -171,8 +171,8 @@ class Steps:
         )
         self.build_model(flow_lm)
         self.parts = args.grad_accum * accelerator.num_processes
-        self.batch_size = args.batch_size * self.parts
-        self.an_epoch = -(-len(self.train) // self.batch_size)
+        self.rows_a_step = args.batch_size * self.parts
+        self.an_epoch = -(-len(self.train) // self.rows_a_step)
         self.last = min(args.epochs * self.an_epoch, args.max_steps or math.inf)
         self.schedule = Schedule(args.lr, args.schedule == "cosine", args.warmup_steps, self.last)
         self.done, self.epoch, self.batches, self.unchecked = 0, None, iter(()), None
@@ -211,11 +211,14 @@ class Steps:
                 parameter.data = parameter.data.to(torch.bfloat16 if self.args.precision == "bf16" else torch.float16)
         return teacher.to(self.device).eval().requires_grad_(False)
 
+    def trained(self) -> Trained:
+        return Trained(self.tts, self.optimizers, self.ema, self.accelerator.scaler)
+
     def next_rows(self) -> np.ndarray:
         number = 1 + self.done // self.an_epoch
         if self.epoch is None or number != self.epoch.number:
             self.epoch = self.train.epoch(number)
-            self.batches = iter(self.train.order(self.epoch, self.batch_size)[self.done % self.an_epoch :])
+            self.batches = iter(self.train.order(self.epoch, self.rows_a_step)[self.done % self.an_epoch :])
         return next(self.batches)
 
     def forward_backward(self, batch: Batch, noise: torch.Tensor, distill_weight: float) -> dict[str, torch.Tensor]:

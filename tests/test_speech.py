@@ -19,11 +19,11 @@ from pocket_arabic import batch as batches
 from pocket_arabic import speech
 from pocket_arabic.audio import read_audio
 from pocket_arabic.base import load_config, load_mimi, load_weights, tts_model
-from pocket_arabic.batch import Batch, Finished, Utterance, decode, noise_of, run
+from pocket_arabic.batch import Finished, Sentence, SpeechBatch, decode, noise_of, run
 from pocket_arabic.speech import (
     EosWatch,
     Request,
-    as_utterance,
+    as_sentence,
     guide,
     load_bundle,
     prompt_state,
@@ -65,8 +65,8 @@ def requests(model: TTSModel) -> list[Request]:
 
 
 @torch.no_grad()
-def by_the_wheel(model: TTSModel, u: Utterance) -> tuple[torch.Tensor, bool]:
-    """An utterance's latents [F, C] and whether it ended, by the wheel's own loop."""
+def by_the_wheel(model: TTSModel, u: Sentence) -> tuple[torch.Tensor, bool]:
+    """A sentence's latents [F, C] and whether it ended, by the wheel's own loop."""
     state = {name: {k: v.clone() for k, v in tensors.items()} for name, tensors in u.voice.items()}
     latents = queue.Queue()
     torch.manual_seed(u.seed)
@@ -75,24 +75,24 @@ def by_the_wheel(model: TTSModel, u: Utterance) -> tuple[torch.Tensor, bool]:
     return torch.cat(found), len(found) <= u.deadline
 
 
-def by_batch(batch: Batch, utterances: list[Utterance]) -> list[Finished]:
-    waiting, found = iter(utterances), {}
+def by_batch(batch: SpeechBatch, sentences: list[Sentence]) -> list[Finished]:
+    waiting, found = iter(sentences), {}
     for finished, _ in run(batch, lambda: next(waiting, None)):
-        found[finished.utterance] = finished
-    return [found[u] for u in utterances]
+        found[finished.sentence] = finished
+    return [found[u] for u in sentences]
 
 
 def test_a_sentence_is_the_same_by_the_wheel_alone_and_in_any_batch(model):
     """Also in a batch with fewer rows than sentences, where rows come and go, and in another order of the file."""
-    utterances = [as_utterance(model, request, 0.06) for request in requests(model)]
-    wheel = [by_the_wheel(model, u) for u in utterances]
+    sentences = [as_sentence(model, request, 0.06) for request in requests(model)]
+    wheel = [by_the_wheel(model, u) for u in sentences]
     lengths = {len(latents) for latents, _ in wheel}
     assert len(lengths) > 6 and {ended for _, ended in wheel} == {True, False}, (
         "the model ends some sentences and not others"
     )
-    alone = [by_batch(Batch(model, 1), [u])[0] for u in utterances]
+    alone = [by_batch(SpeechBatch(model, 1), [u])[0] for u in sentences]
     for size, order in ((12, range(12)), (5, range(12)), (5, [7, 2, 11, 0, 9, 4, 6, 1, 10, 3, 8, 5])):
-        together = dict(zip(order, by_batch(Batch(model, size), [utterances[i] for i in order])))
+        together = dict(zip(order, by_batch(SpeechBatch(model, size), [sentences[i] for i in order])))
         for i, (latents, ended) in enumerate(wheel):
             assert len(together[i].latents) == len(latents) and together[i].ended == ended
             torch.testing.assert_close(together[i].latents, latents, **ROUNDING)
@@ -104,12 +104,12 @@ def test_a_trained_sentence_has_no_bit_of_its_neighbours():
     model = load_bundle(ROOT / "demo" / "bundle")
     voice = voice_state(model, ROOT / "demo" / "bundle" / "voice.wav")
     texts = ["*ahaba Alowaladu >ilaY Als~uwqi.", "halo >anota bixayorK?", "qaAla: naEamo, sa>a*ohabu gadFA."]
-    utterances = [as_utterance(model, Request(text, voice, seed), 0.1) for seed, text in enumerate(texts)]
-    together = by_batch(Batch(model, 3), utterances)
-    again = by_batch(Batch(model, 2), utterances[::-1])[::-1]
-    for u, one, other in zip(utterances, together, again):
+    sentences = [as_sentence(model, Request(text, voice, seed), 0.1) for seed, text in enumerate(texts)]
+    together = by_batch(SpeechBatch(model, 3), sentences)
+    again = by_batch(SpeechBatch(model, 2), sentences[::-1])[::-1]
+    for u, one, other in zip(sentences, together, again):
         assert one.ended and torch.equal(one.latents, other.latents)
-        assert torch.equal(one.latents, by_batch(Batch(model, 1), [u])[0].latents)
+        assert torch.equal(one.latents, by_batch(SpeechBatch(model, 1), [u])[0].latents)
         spoken = speak(model, voice, texts[u.seed], u.seed, EosWatch(), 0, 0.1)
         assert spoken.ended and len(spoken.audio) == 1920 * len(one.latents)
 
@@ -130,12 +130,12 @@ def test_guidance_is_on_z_against_a_row_of_neither_text_nor_voice(model, weight)
     model.guidance, lm = weight, copy.deepcopy(model.flow_lm).double()
     prompt = torch.randn(25, 32, generator=torch.Generator().manual_seed(5)) * lm.emb_std
     asked = [Request(r.chunk, prompt_state(model, prompt.float()), r.seed) for r in requests(model)]
-    utterances = [as_utterance(model, request, 0.06) for request in asked]
-    found = by_batch(Batch(model, 5), utterances)
+    sentences = [as_sentence(model, request, 0.06) for request in asked]
+    found = by_batch(SpeechBatch(model, 5), sentences)
     model.guidance = 1.0
-    plain = by_batch(Batch(model, 5), utterances)
+    plain = by_batch(SpeechBatch(model, 5), sentences)
     model.guidance = weight
-    for u, done, unguided in zip(utterances, found, plain):
+    for u, done, unguided in zip(sentences, found, plain):
         text = lm.conditioner.embed(torch.tensor(u.tokens))
         start, latents = lm.bos_before_voice[0], done.latents.double()
         z = z_of(lm, torch.cat([start, prompt.double() @ lm.speaker_proj_weight.T, text]), latents)
@@ -210,8 +210,8 @@ def test_a_frame_reads_nothing_back(model):
             assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal"), name
             return func(*args, **(kwargs or {}))
 
-    batch = Batch(model, 4)
-    batch.add([as_utterance(model, request, None) for request in requests(model)[:3]])
+    batch = SpeechBatch(model, 4)
+    batch.add([as_sentence(model, request, None) for request in requests(model)[:3]])
     with torch.no_grad(), Watch():
         addresses = [
             tensor.data_ptr()
@@ -235,7 +235,7 @@ def test_graphs_take_the_same_frames(model, monkeypatch):
             graphs.append(self)
 
         def replay(self):
-            Batch._frame(batch, *self.shape)
+            SpeechBatch._frame(batch, *self.shape)
 
     @contextmanager
     def capture(graph, pool):
@@ -253,11 +253,11 @@ def test_graphs_take_the_same_frames(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    utterances = [as_utterance(model, r, 0.04) for r in requests(model) + requests(model)]
-    alone = by_batch(Batch(model, 12), utterances)
-    batch = Batch(model, 20)
+    sentences = [as_sentence(model, r, 0.04) for r in requests(model) + requests(model)]
+    alone = by_batch(SpeechBatch(model, 12), sentences)
+    batch = SpeechBatch(model, 20)
     batch.side = torch.cuda.Stream()
-    for one, other in zip(alone, by_batch(batch, utterances)):
+    for one, other in zip(alone, by_batch(batch, sentences)):
         assert torch.equal(one.latents, other.latents) and one.ended == other.ended
     assert {n for n, _ in shapes} == {16, 20} and len(graphs) == len(shapes) < 12
 
