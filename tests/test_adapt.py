@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bench import LiveLatents
-from conftest import RECIPE, fails
+from conftest import MUTE, RECIPE, fails
 from pocket_tts import TTSModel
 from safetensors.torch import load_file
 from scripts import ended, run, start
@@ -161,7 +161,7 @@ ON_CPUS = {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
 def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
     """Three steps of four utterances: at once, in two parts, on two processes; the epoch's last batch is a short
     one."""
-    line = f"train.py {RECIPE} --data {cache} --sample-every 0 --max-steps 3"
+    line = f"train.py {RECIPE} --data {cache} --max-steps 3 {MUTE}"
     ways = {"whole": "--batch-size 4", "accumulated": "--batch-size 2 --grad-accum 2", "processes": "--batch-size 2"}
     results = {name: run(f"{line} {ways[name]} --out {tmp_path / name}") for name in ("whole", "accumulated")}
     results["processes"] = ended(start(f"{ON_TWO} {line} {ways['processes']} --out {tmp_path}/processes", env=ON_CPUS))
@@ -179,7 +179,7 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
                 weights[name][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
             )
     # A run goes on on another machine if a step stays the same.
-    line = f"train.py {RECIPE} --data {cache} --sample-every 0 --out {tmp_path}/processes"
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path}/processes {MUTE}"
     result = run(f"{line} --max-steps 4 --batch-size 1 --grad-accum 4")
     assert result.returncode == 0 and "continuing at step 3" in result.stdout, result.stderr
     fails(run(f"{line} --max-steps 3 --batch-size 3"), "effective_batch: 4 -> 3")
@@ -187,8 +187,8 @@ def test_two_processes_equal_one_equal_accumulation(cache, tmp_path):
 
 def test_two_processes_stop_on_a_signal_and_continue_exactly(cache, tmp_path):
     """SIGTERM in the middle of an epoch, to the launcher; the rest of the steps as if nothing had happened."""
-    line = f"{ON_TWO} train.py {RECIPE} --data {cache} --batch-size 1 --sample-every 0 --eval-every 0 --epochs 20"
-    line += " --max-steps 40 --optimizer muon --out"
+    line = f"{ON_TWO} train.py {RECIPE} --data {cache} --batch-size 1 --eval-every 0 --epochs 20 --max-steps 40"
+    line += f" --optimizer muon {MUTE} --out"
     for wanted in (4, 11, 19, 28):  # until it stops inside an epoch of three steps
         process = start(line, tmp_path / "stopped", env=ON_CPUS, stderr=subprocess.DEVNULL)
         for printed in process.stdout:
@@ -215,7 +215,7 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
     shutil.copytree(checkpoints / "step_000004", half)
     (half / "optimizers.pt").write_bytes((half / "optimizers.pt").read_bytes()[:100])
     (half / "state.json").unlink()
-    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 1 --sample-every 0 --epochs 100000"
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 1 --epochs 100000 {MUTE}"
     for seed in range(3):
         seen = len(read_jsonl(tmp_path / "r" / "progress.jsonl"))
         process = start(f"{line} --max-steps 100000", stdout=subprocess.DEVNULL)
@@ -309,14 +309,14 @@ def test_subset_trains_on_what_it_evaluates(cache, tmp_path):
 
 def test_patience_stops_and_keeps_the_best(cache, tmp_path):
     """With no learning rate to speak of, later scores are not better than the first."""
-    flags = "--patience 2 --eval-every 1 --max-steps 50 --sample-every 0 --lr 1e-9 --judge-sentences 0"
+    flags = f"--patience 2 --eval-every 1 --max-steps 50 --lr 1e-9 {MUTE}"
     result = run(f"train.py {RECIPE} {flags} --data {cache} --out {tmp_path / 'r'}")
     assert result.returncode == 0 and "no better than step 0 for 2 evaluations" in result.stdout, result.stderr
     assert json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())["checkpoint"] == "step_000000"
 
 
 def test_wandb_offline_needs_no_login(cache, tmp_path):
-    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 2 --sample-every 0 --wandb test"
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --max-steps 2 --wandb test {MUTE}"
     result = ended(start(line, env={"HOME": f"{tmp_path}", "WANDB_API_KEY": ""}))
     assert result.returncode == 0 and "offline" in result.stdout, result.stderr[-2000:]
     assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))

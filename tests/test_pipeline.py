@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import torch
-from conftest import RECIPE, TEXTS, digest, fails
+from conftest import MUTE, RECIPE, TEXTS, digest, fails
 from safetensors.torch import load_file, save_file
 from scripts import ended, run, start
 
@@ -66,7 +66,7 @@ def test_four_steps_equal_two_and_resume_and_two(finished_run, cache, tmp_path):
 def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
     """SIGKILL after some steps beyond the checkpoint of step 5: these are taken again, and the end is the same to the
     bit."""
-    line = f"train.py {RECIPE} --data {cache} --eval-every 5 --sample-every 0 --max-steps 12 --epochs 99 --keep 9 --out"
+    line = f"train.py {RECIPE} --data {cache} --eval-every 5 --max-steps 12 --epochs 99 --keep 9 {MUTE} --out"
     process = start(line, tmp_path / "killed", env={"PYTHONUNBUFFERED": "1"})
     for printed in process.stdout:
         if printed.startswith("step 7/"):
@@ -80,7 +80,7 @@ def test_twelve_steps_equal_five_and_a_kill_and_seven(cache, tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_continues(cache, tmp_path):
-    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 0"
+    line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 0 {MUTE}"
     process = start(f"{line} --epochs 100000")
     for printed in process.stdout:
         if printed.startswith("step 5/"):
@@ -156,10 +156,10 @@ def test_demo_assets_run_through_all_three_scripts(tmp_path):
     """`make demo` in small: the committed corpus, codec and base, from audio to audible Arabic. Each script in an
     interpreter of its own, as from a shell."""
     data, out = tmp_path / "data", tmp_path / "run"
-    result = ended(start(f"data_prep.py --corpus demo --limit 60 --out {data}"))
+    result = ended(start(f"data_prep.py --corpus demo --limit 30 --out {data}"))
     assert result.returncode == 0, result.stderr
     assert abs(float(np.std(Cache(data).latents)) - 1) < 0.25  # unit variance, as the codec promises
-    flags = "--init scratch --batch-size 8 --lr 1e-3 --warmup-steps 5 --max-steps 8 --eval-every 8 --sample-every 0"
+    flags = f"--init scratch --batch-size 8 --lr 1e-3 --warmup-steps 5 --max-steps 8 --eval-every 8 {MUTE}"
     result = ended(start(f"train.py --data {data} --out {out} {flags}"))
     assert result.returncode == 0, result.stderr
     errors = [r["valid_flow_error"] for r in read_jsonl(out / "progress.jsonl") if r["kind"] == "eval"]
