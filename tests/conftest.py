@@ -126,6 +126,5 @@ RECIPE = (
     "--init scratch --weight-decay 0 --batch-size 3 --lr 1e-3 --warmup-steps 2 --eval-every 2 --sample-every 4 "
     "--log-every 1 --epochs 9 --precision no"
 )
-MUTE = (
-    "--sample-every 0 --judge-sentences 0"  # speaking is not what is asked about, and takes an interpreter 5 s to load
-)
+# Where speaking is not what is asked about: an interpreter of its own takes 5 s to load what it needs.
+MUTE = "--sample-every 0 --judge-sentences 0"

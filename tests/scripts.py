@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -33,18 +34,31 @@ def words(line: str, *more: object) -> list[str]:
     return [f"{ROOT / word}" if word.endswith(".py") else word for word in shlex.split(line)] + [str(a) for a in more]
 
 
-def run(line: str, *more: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script to its end by a fork, in the folder `cwd`, with what `environment` adds."""
+def fork(
+    line: str,
+    *more: object,
+    cwd: Path | None = None,
+    files: Sequence[Path] = (Path(os.devnull), Path(os.devnull)),
+    **environment: str,
+) -> multiprocessing.process.BaseProcess:
+    """Start a script by a fork, in the folder `cwd`, with what `environment` adds; it prints to `files`, its output and
+    its errors."""
+    process = FORKS.Process(target=become, args=(words(line, *more), cwd or Path.cwd(), files, environment))
+    process.start()
+    return process
+
+
+def run(line: str, *more: object, **options: object) -> subprocess.CompletedProcess:
+    """Run a script to its end by a fork; `options` are those of `fork`."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=become, args=(words(line, *more), cwd or Path.cwd(), files, environment))
-        process.start()
+        process = fork(line, *more, files=files, **options)
         process.join()
         out, err = (file.read_text(encoding="utf-8", errors="surrogateescape") for file in files)
     return subprocess.CompletedProcess(line, process.exitcode, out, err)
 
 
-def become(argv: list[str], cwd: Path, files: list[Path], environment: dict[str, str]) -> None:
+def become(argv: list[str], cwd: Path, files: Sequence[Path], environment: dict[str, str]) -> None:
     """In the forked process: be the script."""
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)

@@ -14,7 +14,7 @@ from bench import LiveLatents
 from conftest import MUTE, RECIPE, fails
 from pocket_tts import TTSModel
 from safetensors.torch import load_file
-from scripts import ended, run, start
+from scripts import ended, fork, run, start
 from test_model import TWO, make_rows, whole_batch
 from test_pipeline import assert_same_weights
 
@@ -218,15 +218,15 @@ def test_kill_during_a_save_leaves_a_run_that_continues(finished_run, cache, tmp
     line = f"train.py {RECIPE} --data {cache} --out {tmp_path / 'r'} --eval-every 1 --epochs 100000 {MUTE}"
     for seed in range(3):
         seen = len(read_jsonl(tmp_path / "r" / "progress.jsonl"))
-        process = start(f"{line} --max-steps 100000", stdout=subprocess.DEVNULL)
+        process = fork(f"{line} --max-steps 100000")
         while len(read_jsonl(tmp_path / "r" / "progress.jsonl")) < seen + 3:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
-        while process.poll() is None and not list(checkpoints.glob(".step_*.tmp")):
+        while process.is_alive() and not list(checkpoints.glob(".step_*.tmp")):
             time.sleep(0.0005)
         time.sleep(0.002 * seed)
         process.kill()
-        ended(process)
+        process.join()
     step = max(int(p.name[5:]) for p in checkpoints.glob("step_*"))
     result = run(f"{line} --max-steps {step + 1}")
     assert result.returncode == 0 and f"continuing at step {step}" in result.stdout, result.stderr

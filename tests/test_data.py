@@ -19,7 +19,7 @@ import torch
 from conftest import TEXTS, digest, fails
 from hub import Hub, Repository, clartts_lookalike, random_release
 from safetensors.torch import load_file, save_file
-from scripts import ROOT, ended, run, start
+from scripts import ROOT, ended, fork, run, start
 
 from data_prep import batches, encode
 from pocket_arabic.audio import clipped_share, load_audio, read_audio, speech_bounds
@@ -479,29 +479,34 @@ def peak_memory(process: subprocess.Popen) -> int:
     return usage.ru_maxrss
 
 
-def test_memory_does_not_grow_and_kills_change_nothing(tiny_base, tmp_path):
-    """200 rows and 2,000: whole-process peaks. Then 2,000 again, killed with SIGKILL three times at random moments."""
-    with Hub() as hub:
-        for rows in (200, 2000):
-            clartts_lookalike(tmp_path / str(rows), rows, 20, shards=4 if rows == 200 else 40)
-            hub.repositories[f"datasets/like/rows{rows}"] = Repository(tmp_path / str(rows))
+def test_memory_does_not_grow_with_the_corpus(tiny_base, tmp_path):
+    """200 rows and 2,000: whole-process peaks."""
+    peaks = {}
+    for rows, shards in ((200, 4), (2000, 40)):
+        clartts_lookalike(tmp_path / f"{rows}", rows, 20, shards)
+        with Hub({CLARTTS: Repository(tmp_path / f"{rows}")}) as hub:
+            env = hub.environment(tmp_path / f"hf{rows}")
+            line = f"data_prep.py --base {tiny_base} --out {tmp_path}/c{rows}"
+            peaks[rows] = peak_memory(start(line, env=env, stdout=subprocess.DEVNULL, stderr=None))
+    assert peaks[2000] <= 1.5 * peaks[200], peaks
+    print(f"peak memory: {peaks[200] / 2**20:.2f} GiB for 200 rows, {peaks[2000] / 2**20:.2f} GiB for 2,000")
 
-        def prepare(rows: int, out: str) -> subprocess.Popen:
-            line = f"data_prep.py --corpus like/rows{rows} --base {tiny_base} --out {tmp_path / out}"
-            return start(line, env=hub.environment(tmp_path / "hf"), stdout=subprocess.DEVNULL, stderr=None)
 
-        peaks = {rows: peak_memory(prepare(rows, f"whole{rows}")) for rows in (200, 2000)}
-        assert peaks[2000] <= 1.5 * peaks[200], peaks
+def test_kills_change_nothing_of_what_comes_from_the_hub(tiny_base, tmp_path):
+    """600 rows in 12 shards, killed with SIGKILL three times at random moments."""
+    clartts_lookalike(tmp_path / "rows", 600, 20, shards=12)
+    with Hub({CLARTTS: Repository(tmp_path / "rows")}) as hub:
+        line, env = f"data_prep.py --base {tiny_base} --out", hub.environment(tmp_path / "hf")
+        assert run(line, tmp_path / "whole", **env).returncode == 0
         partial, rng, blocks = tmp_path / "killed" / "partial", random.Random(0), 0
         for _ in range(3):
-            process = prepare(2000, "killed")
-            while process.poll() is None and len(list(partial.glob("*.json"))) < blocks + 4:
+            process = fork(line, tmp_path / "killed", **env)
+            while process.is_alive() and len(list(partial.glob("*.json"))) < blocks + 2:
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 0.5))
-            assert process.poll() is None, "finished before it could be killed"
+            assert process.is_alive(), "finished before it could be killed"
             process.kill()
-            process.wait()
+            process.join()
             blocks = len(list(partial.glob("*.json")))
-        assert prepare(2000, "killed").wait() == 0
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole2000")
-    print(f"peak memory: {peaks[200] / 2**20:.2f} GiB for 200 rows, {peaks[2000] / 2**20:.2f} GiB for 2,000")
+        assert run(line, tmp_path / "killed", **env).returncode == 0
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
