@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from conftest import RECIPE, TEXTS, digest, fails
+from conftest import MUTE, RECIPE, TEXTS, digest, fails
 from safetensors.torch import load_file, save_file
 from scripts import ROOT, ended, run, start, words
 
@@ -110,7 +110,7 @@ CHECKPOINT_FILES = [
 def test_a_damaged_run_continues_from_what_is_whole(how, finished_run, cache, tmp_path):
     """Each file of the run and of its newest checkpoint in turn: an older checkpoint is continued from, and said so, or
     one line names the file. With every checkpoint damaged the run never starts anew by itself."""
-    line = f"train.py {RECIPE} --data {cache} --max-steps 5 --out"
+    line = f"train.py {RECIPE} --data {cache} --max-steps 5 {MUTE} --out"
     for number, name in enumerate(RUN_FILES + CHECKPOINT_FILES):
         folder = Path(shutil.copytree(finished_run, tmp_path / f"{number}"))
         DAMAGE[how](folder / name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import RECIPE, fails
+from conftest import MUTE, RECIPE, fails
 from scripts import run, words
 from test_adapt import many
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -65,7 +65,7 @@ def test_a_step_dispatches_as_much_for_64_rows_as_for_16(flags, nano_cache, tmp_
         line = (
             f"train.py --data {nano_cache} --out {tmp_path / str(rows)} --batch-size {rows} --max-steps 3 --epochs 99"
         )
-        line += f" --seed 1 --eval-every 0 --sample-every 0 --init scratch {flags}"
+        line += f" --seed 1 --eval-every 0 --init scratch {MUTE} {flags}"
         monkeypatch.setattr(sys, "argv", words(line))
         train.main()
         assert {d for d, _ in Counted.operations[1:]} == {True, False}
@@ -190,7 +190,7 @@ def test_a_gradient_that_is_not_finite_stops_with_its_inputs(cache, finished_run
     np.save(tmp_path / "c" / "latents.npy", latents)
     result = run(
         f"train.py {RECIPE} --init base --base {finished_run}/bundle/arabic.yaml --data {tmp_path / 'c'} "
-        f"--out {tmp_path / 'r'} --max-steps 3 --eval-every 0 --sample-every 0"
+        f"--out {tmp_path / 'r'} --max-steps 3 --eval-every 0 {MUTE}"
     )
     fails(result, "gradient not finite at step 0", "--lr")
     saved = torch.load(tmp_path / "r" / "not_finite_step_000000.pt", weights_only=True)
