@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, f"{ROOT}")
 # What every process of the tests gets: the one that runs them, those that it starts, and the one that forks.
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}"}
+
+# Ctrl-C is heard also where a shell has started the tests in the background, which lets its jobs ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
