@@ -462,6 +462,15 @@ def students() -> list[str]:
 
 
 @block
+def demo_seeds() -> list[str]:
+    rows = []
+    for r in read("demo_seeds.json")["rows"]:
+        errors = fixed(r[key] for key in ("cer_no_marks_mean", "cer_no_marks_median", "cer_mean"))
+        rows.append((r["seed"], r["steps"], *errors, f"{r['ends']} of {r['sentences']}"))
+    return table("seed | steps done | error without marks, mean | median | with marks, mean | ends reached", rows)
+
+
+@block
 def guided_head() -> list[str]:
     found = read("guidance.json")
     asked = found["sentences"] * found["seeds"]

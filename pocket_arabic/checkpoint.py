@@ -112,6 +112,9 @@ def load_checkpoint(path: Path, trained: Trained) -> dict:
         states = saved["optimizers"]
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+            for parameter, values in optimizer.state.items():
+                if any(isinstance(v, torch.Tensor) and v.ndim and v.shape != parameter.shape for v in values.values()):
+                    raise ValueError("of another shape")
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise Damaged(path / "optimizers.pt", error) from None
     state = read_state(path)

@@ -41,12 +41,15 @@ RESIDENT_BYTES = 2 * 2**30
 
 
 class Latents:
-    """A cache's latents [F, C] where a step can index them: on the device, or, beyond `limit` bytes, in the file."""
+    """A cache's latents [F, C] where a step can index them: on the device, or, beyond `limit` bytes, in the file.
+    Raises UserError if they are not finite there."""
 
     def __init__(self, file: Path, device: torch.device, limit: int = RESIDENT_BYTES):
         mapped = np.load(file, mmap_mode="r")
         self.width, self.start, self.device = mapped.shape[1], mapped.offset, device
         self.table = torch.from_numpy(np.array(mapped)).to(device) if mapped.nbytes <= limit else None
+        if self.table is not None and not torch.isfinite(self.table).all():
+            raise UserError(f"{file}: damaged, some values are not finite; build it again: rm -r {file.parent}")
         self.file = None if self.table is not None else os.open(file, os.O_RDONLY)
 
     def slice(self, first: int, count: int) -> torch.Tensor:

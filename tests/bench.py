@@ -130,16 +130,18 @@ class LiveLatents(Latents):
 STEP = "import train; train.main()"
 SHUFFLED = f"""
 import numpy as np, train
+from pocket_arabic import step
 def order(self, epoch, size):
     shuffled = np.random.default_rng([self.draws.seed, epoch.number]).permutation(len(self))
     return [shuffled[b : b + size] for b in range(0, len(shuffled), size)]
-train.Utterances.order = order
+step.Utterances.order = order
 {STEP}"""
 LIVE = f"""
 import sys, train
+from pocket_arabic import step
 sys.path.append("tests")
 from bench import LiveLatents
-train.Latents = LiveLatents
+step.Latents = LiveLatents
 {STEP}"""
 CODE = {"full, on the fly": LIVE, "full, shuffled": SHUFFLED}
 

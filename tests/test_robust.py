@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from conftest import MUTE, RECIPE, TEXTS, digest, fails
 from safetensors.torch import load_file, save_file
 from scripts import ROOT, ended, run, start, words
@@ -141,6 +142,7 @@ ODD = {  # in the cache: what is well-formed and cannot be
     "disagree": lambda c: rewrite(c / "manifest.jsonl", lambda row: row | {"first_frame": 10**6}),
     "cache.json": lambda c: (c / "cache.json").write_text('{"format_version": 1, "options": {}, "hours": {}}'),
     "voice.wav": lambda c: (c / "voice.wav").write_bytes(b"RIFF"),
+    "latents.npy": lambda c: np.load(c / "latents.npy", mmap_mode="r+").__setitem__((5, 3), math.nan),
 }
 
 
@@ -164,11 +166,19 @@ def test_odd_contents_are_named(finished_run, cache, tmp_path):
     shutil.rmtree(folder / "checkpoints")
     fails(run(line, folder), "checkpoints are gone")
     assert (folder / "bundle" / "bundle.json").exists()
-    folder = Path(shutil.copytree(finished_run, tmp_path / "lies"))
-    (folder / "checkpoints" / "step_000004" / "state.json").write_text('{"step": 3, "hours": 0}')
-    result = run(line, folder)
-    assert result.returncode == 0 and "damaged_step_000004" in result.stdout, result.stderr
-    assert "continuing at step 2" in result.stdout
+    newest = Path("checkpoints", "step_000004")
+    saved = torch.load(finished_run / newest / "optimizers.pt", weights_only=True)
+    saved["optimizers"][0]["state"][0]["exp_avg"] = torch.zeros(1, 2, 3)
+    lies = {
+        "another's": lambda path: (path / "state.json").write_text('{"step": 3, "hours": 0}'),
+        "another shape's": lambda path: torch.save(saved, path / "optimizers.pt"),
+    }
+    for name, lie in lies.items():
+        folder = Path(shutil.copytree(finished_run, tmp_path / name))
+        lie(folder / newest)
+        result = run(line, folder)
+        assert result.returncode == 0 and "damaged_step_000004" in result.stdout, result.stderr
+        assert "continuing at step 2" in result.stdout
 
 
 @pytest.mark.parametrize("how", DAMAGE)
@@ -431,3 +441,28 @@ def test_an_adapter_no_wider_than_the_model(flow_lm):
     with pytest.raises(UserError, match="32 wide"):
         set_trainable(flow_lm, "lora:33")
     set_trainable(flow_lm, "lora:32")
+
+
+def muted(weights: Path) -> None:
+    """Take the sound from a codec's decoder."""
+    tensors = load_file(weights)
+    save_file({k: t * (0 if k.startswith("mimi.decoder.") else 1) for k, t in tensors.items()}, weights)
+
+
+def test_silence_is_neither_exported_nor_written(bundle, cache, tiny_base, tmp_path):
+    """A model that says nothing once ended in a bundle and a wav, with a warning."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base.parent, base)
+    muted(base / "codec.safetensors")
+    result = run(
+        f"train.py {RECIPE} --max-steps 2", "--base", base / "base.yaml", "--data", cache, "--out", tmp_path / "r"
+    )
+    fails(result, "step_000", "silence", "--lr")
+    assert not (tmp_path / "r" / "bundle").exists()
+    muted(bundle / "model.safetensors")
+    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    seal(bundle, {key: value for key, value in info.items() if key != "sha256"})
+    for flags in ("", "--stream"):
+        line = f"generate_sample.py --text {TEXTS[1].split()[0]} {flags}"
+        fails(run(line, "--model", bundle, "--out", tmp_path / "a.wav"), "a.wav", "silence")
+        assert (tmp_path / "a.wav").exists() == bool(flags)
