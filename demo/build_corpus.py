@@ -28,7 +28,15 @@ import torchaudio
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from pocket_arabic.text import ARABIC_TO_BUCKWALTER, FROM_MODEL, LETTERS, MARKS, SHADDA, missing_marks, model_text  # noqa: E402
+from pocket_arabic.text import (  # noqa: E402
+    ARABIC_TO_BUCKWALTER,
+    FROM_MODEL,
+    LETTERS,
+    MARKS,
+    SHADDA,
+    missing_marks,
+    model_text,
+)
 
 SAMPLE_RATE = 24000
 HELD_OUT = 40

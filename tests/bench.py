@@ -30,7 +30,14 @@ from hub import random_release, release_config  # noqa: E402
 
 import data_prep  # noqa: E402
 from pocket_arabic.audio import read_audio, resample, trimmed  # noqa: E402
-from pocket_arabic.base import build_flow_lm, load_config, load_mimi, load_tokenizer, load_weights, tts_model  # noqa: E402
+from pocket_arabic.base import (  # noqa: E402
+    build_flow_lm,
+    load_config,
+    load_mimi,
+    load_tokenizer,
+    load_weights,
+    tts_model,
+)
 from pocket_arabic.cache import Cache, CacheWriter  # noqa: E402
 from pocket_arabic.corpus import open_corpus  # noqa: E402
 from pocket_arabic.rows import Latents  # noqa: E402

@@ -261,7 +261,7 @@ def test_romanisation_is_pyarabics_where_it_has_one(given):
 
 
 def test_phonemes_are_espeaks_ipa_with_the_punctuation():
-    assert arabic.model_text(("هَلْ أَنْتَ بِخَيْرٍ؟"), phonemes="espeak") == ("هَلْ أَنْتَ بِخَيْرٍ؟", "hal ʔanta biχairin?")
+    assert arabic.model_text("هَلْ أَنْتَ بِخَيْرٍ؟", phonemes="espeak") == ("هَلْ أَنْتَ بِخَيْرٍ؟", "hal ʔanta biχairin?")
     spoken = arabic.espeak_phonemes("قَالَ: نَعَمْ، سَأَذْهَبُ غَدًا.")
     assert [c for c in spoken if c in ".,;:!?"] == [",", "."] or [c for c in spoken if c in ",:."] == [":", ",", "."]
     assert not any(c in arabic.ARABIC_TO_BUCKWALTER for c in spoken)
