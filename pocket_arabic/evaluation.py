@@ -40,7 +40,7 @@ from pocket_arabic.run import (
     read_jsonl,
     write_json,
 )
-from pocket_arabic.speech import Request, is_silent, prompt_state, speak_batch, speak_texts
+from pocket_arabic.speech import Request, is_silent, prompt_state, speak_each, speak_texts
 from pocket_arabic.text import TextError, deromanise, model_text, scored, swap_vowels
 
 Recogniser = Callable[[list[Path]], Iterator[str]]  # wav files -> what is heard in each, as it comes
@@ -270,13 +270,9 @@ class Judge:
         of their lengths' ratio, and `MISSED_DB` if they miss their end; and its parts."""
         limits = (self.frames * RUNAWAY).astype(int)
         voices = (prompt_state(model, prompt) for prompt in self.prompts)
-        spoken = speak_batch(
-            model,
-            [
-                Request(text, voice, seed, int(limit))
-                for seed, (text, voice, limit) in enumerate(zip(self.texts, voices, limits))
-            ],
-        )
+        asked = enumerate(zip(self.texts, voices, limits))
+        requests = [Request(text, voice, seed, int(limit)) for seed, (text, voice, limit) in asked]
+        spoken = list(speak_each(model, requests))
         distortion = [
             aligned(real, cepstra_of(speech_of(s.audio, self.rate), self.rate))[1]
             for real, s in zip(self.cepstra, spoken)

@@ -325,17 +325,6 @@ def speak_texts(
         yield join([part.audio for part in parts], [pause_after(chunk) for chunk in chunks], model.sample_rate), parts
 
 
-def speak_batch(
-    model: TTSModel,
-    requests: Iterable[Request],
-    retries: int = 0,
-    slowest: float | None = None,
-    size: int | None = None,
-) -> list[Spoken]:
-    """All of `speak_each`."""
-    return list(speak_each(model, requests, retries, slowest, size))
-
-
 def as_sentence(model: TTSModel, request: Request, slowest: float | None) -> Sentence:
     """What the wheel would make of a request: its tokens, the frames after its end and its length cap."""
     lm = model.flow_lm
@@ -374,7 +363,7 @@ def speak_samples(stem: Path, model: TTSModel, voice: Path, texts: list[str]) ->
     """STEM_0.wav and so on, each text with a seed of its own."""
     stem.parent.mkdir(exist_ok=True)
     state = voice_state(model, voice)
-    for index, spoken in enumerate(speak_batch(model, [Request(text, state, seed) for seed, text in enumerate(texts)])):
+    for index, spoken in enumerate(speak_each(model, [Request(text, state, seed) for seed, text in enumerate(texts)])):
         write_wav(stem.with_name(f"{stem.name}_{index}.wav"), spoken.audio, model.sample_rate)
 
 

@@ -42,7 +42,7 @@ from pocket_arabic.cache import Cache, CacheWriter  # noqa: E402
 from pocket_arabic.corpus import open_corpus  # noqa: E402
 from pocket_arabic.rows import Latents  # noqa: E402
 from pocket_arabic.run import command, provenance, read_jsonl, use_all_cores, write_json  # noqa: E402
-from pocket_arabic.speech import EosWatch, Request, load_bundle, speak, speak_batch, voice_state  # noqa: E402
+from pocket_arabic.speech import EosWatch, Request, load_bundle, speak, speak_each, voice_state  # noqa: E402
 from pocket_arabic.text import model_text  # noqa: E402
 
 
@@ -212,7 +212,9 @@ def bench_speaking(
     state, watch = voice_state(model, voice), EosWatch()
     requests = [Request(text, state, 0) for text in texts]
     ways = {"one by one": lambda: [speak(model, state, r.chunk, r.seed, watch, 0, slowest) for r in requests[:alone]]}
-    ways |= {f"batch of {size}": lambda size=size: speak_batch(model, requests, 0, slowest, size) for size in sizes}
+    ways |= {
+        f"batch of {size}": lambda size=size: list(speak_each(model, requests, 0, slowest, size)) for size in sizes
+    }
     wall, cpu = ({name: [] for name in ways} for _ in range(2))
     for _ in range(rounds):
         for name, way in ways.items():

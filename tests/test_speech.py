@@ -28,7 +28,7 @@ from pocket_arabic.speech import (
     load_bundle,
     prompt_state,
     speak,
-    speak_batch,
+    speak_each,
     voice_state,
 )
 
@@ -179,7 +179,7 @@ def test_caps_attempts_and_order_are_those_of_one_by_one(model, slowest):
     asked, watch = requests(model), EosWatch()
     alone = [speak(model, r.voice, r.chunk, r.seed, watch, 2, slowest) for r in asked]
     assert any(a.seed != r.seed for a, r in zip(alone, asked)) and len({a.ended for a in alone}) == 2
-    for one, other in zip(alone, speak_batch(model, iter(asked), 2, slowest, 5)):
+    for one, other in zip(alone, list(speak_each(model, iter(asked), 2, slowest, 5))):
         assert (one.seed, one.ended, len(one.audio)) == (other.seed, other.ended, len(other.audio))
         np.testing.assert_allclose(other.audio, one.audio, atol=1e-3)
 
