@@ -201,6 +201,15 @@ class SpectralDistance(nn.Module):
         return total / len(self.windows)
 
 
+def feature_maps(convs: nn.ModuleList, out: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What each layer makes of x, the last one's score at the end."""
+    maps = []
+    for conv in convs:
+        x = F.leaky_relu(conv(x), 0.1)
+        maps.append(x)
+    return [*maps, out(x)]
+
+
 class PeriodDiscriminator(nn.Module):
     def __init__(self, period: int, widths: tuple[int, ...] = (8, 16, 32, 64)):
         super().__init__()
@@ -211,11 +220,7 @@ class PeriodDiscriminator(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = F.pad(x, (0, -x.shape[-1] % self.period), "reflect").unflatten(-1, (-1, self.period))
-        maps = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.1)
-            maps.append(x)
-        return [*maps, self.out(x)]
+        return feature_maps(self.convs, self.out, x)
 
 
 class SpectrumDiscriminator(nn.Module):
@@ -232,11 +237,7 @@ class SpectrumDiscriminator(nn.Module):
         s = torch.stft(x[:, 0], self.size, self.size // 4, window=self.window, return_complex=True)
         x = torch.stack([s.real, s.imag], 1)
         x = x / (x.square().sum(1, keepdim=True) + 1e-6) ** 0.3  # magnitude to the power 0.4, phase kept
-        maps = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.1)
-            maps.append(x)
-        return [*maps, self.out(x)]
+        return feature_maps(self.convs, self.out, x)
 
 
 class Discriminators(nn.ModuleList):

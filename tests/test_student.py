@@ -109,7 +109,7 @@ def test_the_judge_prefers_the_recording(cache, tiny_base, flow_lm, monkeypatch)
 
     def scored(change, ended=True):
         monkeypatch.setattr(
-            evaluation, "speak_batch", lambda *_: [speech.Spoken(change(a), 0, ended, 0.0) for a in recordings]
+            evaluation, "speak_each", lambda *_: [speech.Spoken(change(a), 0, ended, 0.0) for a in recordings]
         )
         return judge.score(model)
 
