@@ -6,7 +6,7 @@ Reads   --corpus: clartts, any audio dataset of the Hugging Face hub, demo, the 
                           semicolons or tabs, by Python's csv
           metadata.csv    LJSpeech's: id|text or id|text|normalised text, no header, audio in wavs/
           metadata.jsonl  objects with the same names
-          a .lab or .txt  beside each audio file; a folder in it is a speaker
+          a .lab or .txt  beside each audio file; a folder in it is a speaker, a folder in that a chapter
           all in UTF-8; a row that breaks its format's rules is a reject with its line, never guessed at. An id is the
           file's path below the folder that all files share, without its suffix. Of several channels the mean is taken,
           or where they cancel or only some speak, the loudest;
@@ -21,7 +21,12 @@ Writes  data/NAME/: manifest.jsonl (one utterance a line), latents.npy (float32 
     accelerate launch --num_processes 4 data_prep.py                  # the same cache, the work shared
     python data_prep.py --corpus demo --limit 20 --out data/small     # a quick look
 
-The same command again continues where it stopped, and does nothing when nothing is left.
+Rows name files relative to the folder, or to its wavs/, wav/, clips/ or audio/. Audio is what soundfile reads (wav,
+flac, ogg, opus, mp3); of others, as m4a, a line says how to convert them. A missing validation or test split is taken
+from train: a whole chapter where there are chapters, else 2 % of the utterances.
+
+The same command again continues where it stopped, and does nothing when nothing is left. A finished cache does not see
+that the rules of text are others: delete it then.
 """
 
 import argparse
@@ -124,7 +129,7 @@ def corpus_options(g: argparse._ArgumentGroup) -> None:
     more = "the speaker's name; default one speaker, or a folder's column speaker"
     g.add_argument("--speaker-column", type=filled, help=more)
     splits = ",".join(f"{k}={v}" for k, v in HUB_SPLITS.items())
-    more = "the dataset's splits and what they are here: train, valid or test"
+    more = "the dataset's splits and what they are here, as train=train,dev=valid"
     g.add_argument("--split-map", default=splits, help=more)
 
 

@@ -18,6 +18,12 @@ Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for
     python generate_sample.py --evaluate --data data/demo              # how good is it, on the test split? offline
     python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr openai/whisper-large-v3
 
+Digits are read whole with what touches them, as the one form that they have (1,250; 3/4; 50 %; 12/5/2024; 10:30; 450هـ),
+or refused with their place. A comma parts thousands, a single dot begins decimals; dates are day, month, year. A number
+is nominative and counts masculine things, unless a preposition before it or a counted noun with its ending after it
+decides. (ص), د. and م go by their neighbours. Spelling is brought to one form; pause signs of the Quran, footnote marks
+and verse numbers are dropped with a warning. Latin letters and emoji are refused.
+
 Long texts are spoken in chunks, cut at the ends of sentences and clauses, and many chunks or lines as a batch, on a GPU
 where there is one. What a chunk sounds like depends on --seed and its own text, not on its neighbours. One that misses
 its end is spoken again with the next seed. The same text, model, voice, options and --seed give the same file on the
@@ -112,7 +118,10 @@ def text_options(g: argparse._ArgumentGroup) -> None:
 def speech_options(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--seed", type=whole(0, 2**62), default=0, help="fixes the noise")
     g.add_argument("--temperature", type=real(0, 10), help="variance of the noise; default the bundle's")
-    more = "follow text and voice W times as much as the model does by itself, at twice the work; 1 is off"
+    more = (
+        "follow text and voice W times as much as the model does by itself, at twice the work; 1 is off; 1.25 helped "
+    )
+    more += "the demo's model, 2 did not"
     g.add_argument("--guidance", type=real(0, 100), default=1.0, metavar="W", help=more)
     g.add_argument("--steps", type=whole(1, 1000), default=1, help="LSD decoding steps a frame")
     more = "logit above which an utterance ends; default the bundle's"
@@ -129,7 +138,11 @@ def speech_options(g: argparse._ArgumentGroup) -> None:
 
 
 def evaluation_options(g: argparse._ArgumentGroup) -> None:
-    more = "speak the test split of a cache and measure it, beside its recordings and the codec"
+    more = "speak the test split of a cache and measure it, beside its recordings and the codec: distance of spectrum, "
+    more += (
+        "pitch and length, whether wrong vowels would be heard, ends, speed, and with --asr errors; else offline, but "
+    )
+    more += "for the recordings of a hub's dataset"
     g.add_argument("--evaluate", action="store_true", help=more)
     more = "the cache, made by data_prep.py; default data/clartts"
     g.add_argument("--data", type=location, default=Path("data/clartts"), help=more)

@@ -32,7 +32,7 @@ from pocket_tts.models.flow_lm import FlowLMModel
 from pocket_tts.models.mimi import MimiModel
 from pocket_tts.utils.config import Config
 
-from pocket_arabic.adapt import CHOICES, freezes_head, parts_table
+from pocket_arabic.adapt import freezes_head, parts_table
 from pocket_arabic.base import build_flow_lm, parse_tokenizer, tts_model
 from pocket_arabic.cache import Cache
 from pocket_arabic.checkpoint import (
@@ -108,7 +108,8 @@ def build_parser() -> Parser:
 
 
 def what_options(g: argparse._ArgumentGroup) -> None:
-    g.add_argument("--data", type=location, required=True, help="cache made by data_prep.py")
+    more = "cache made by data_prep.py; default data/clartts"
+    g.add_argument("--data", type=location, default=Path("data/clartts"), help=more)
     more = "demo, a language (english), or a CONFIG.yaml; default the cache's own"
     g.add_argument("--base", type=filled, help=more)
     g.add_argument("--out", type=location, help="the run's folder; default runs/NAME after the cache")
@@ -120,7 +121,9 @@ def what_options(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--teacher", type=filled, metavar="MODEL", help=more)
     more = "how far beyond its own output the teacher follows text and voice; default 2, upstream's; 1 is off"
     g.add_argument("--guidance", type=real(0, 100), metavar="W", help=more)
-    g.add_argument("--tune", default="full", help=f"what trains: {CHOICES}")
+    more = "what trains: full; last:N, the last N layers, text embedding, output norm and head; lora:R, adapters of "
+    more += "rank R and the text embedding; text, the embedding alone"
+    g.add_argument("--tune", default="full", help=more)
     more = "keep flow_net and out_eos; default with lora, always with text"
     g.add_argument("--freeze-head", action=argparse.BooleanOptionalAction, help=more)
     more = (
@@ -132,7 +135,8 @@ def what_options(g: argparse._ArgumentGroup) -> None:
 
 
 def recipe_options(g: argparse._ArgumentGroup) -> None:
-    g.add_argument("--batch-size", type=whole(1, 10**5), default=64, help="utterances at a time, in each process")
+    more = "utterances at a time, in each process; out of memory: halve it and double --grad-accum, the same steps"
+    g.add_argument("--batch-size", type=whole(1, 10**5), default=64, help=more)
     g.add_argument("--grad-accum", type=whole(1, 10**5), default=1, help="such batches a step")
     more = (
         "largest AdamW learning rate; default 2e-4, upstream's for a new language, and 4e-5 with --teacher, also for "

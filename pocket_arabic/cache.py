@@ -206,7 +206,7 @@ class Cache:
     UserError."""
 
     def __init__(self, folder: Path):
-        fix = f"build it: python data_prep.py --corpus demo --out {folder}"
+        fix = f"build it: python data_prep.py --corpus CORPUS --out {folder}, of clartts, demo or your own"
         if not folder.is_dir():
             raise UserError(f"no cache at {folder}; {fix}")
         if not (folder / "cache.json").exists():
