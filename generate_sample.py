@@ -18,11 +18,11 @@ Writes  --out, a 24 kHz mono wav; if it is a folder, 0001.wav and so on, one for
     python generate_sample.py --evaluate --data data/demo              # how good is it, on the test split? offline
     python generate_sample.py --evaluate --data data/clartts --model runs/clartts --asr openai/whisper-large-v3
 
-Digits are read whole with what touches them, as the one form that they have (1,250; 3/4; 50 %; 12/5/2024; 10:30; 450هـ),
-or refused with their place. A comma parts thousands, a single dot begins decimals; dates are day, month, year. A number
-is nominative and counts masculine things, unless a preposition before it or a counted noun with its ending after it
-decides. (ص), د. and م go by their neighbours. Spelling is brought to one form; pause signs of the Quran, footnote marks
-and verse numbers are dropped with a warning. Latin letters and emoji are refused.
+Digits are read whole with what touches them, as the one form that they have (1,250; 3/4; 50 %; 12/5/2024; 10:30;
+450هـ), or refused with their place. A comma parts thousands, a single dot begins decimals; dates are day, month, year.
+A number is nominative and counts masculine things, unless a preposition before it or a counted noun with its ending
+after it decides. (ص), د. and م go by their neighbours. Spelling is brought to one form; pause signs of the Quran,
+footnote marks and verse numbers are dropped with a warning. Latin letters and emoji are refused.
 
 Long texts are spoken in chunks, cut at the ends of sentences and clauses, and many chunks or lines as a batch, on a GPU
 where there is one. What a chunk sounds like depends on --seed and its own text, not on its neighbours. One that misses
