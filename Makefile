@@ -26,7 +26,7 @@ demo: .venv/installed  ## the whole job on the embedded corpus, offline: prepare
 speak: .venv/installed  ## speak a proverb with the embedded model: speak.wav
 	$(BIN)/python generate_sample.py --model demo/bundle --text "الصَّبْرُ مِفْتَاحُ الْفَرَجِ." --out speak.wav
 
-test: .venv/installed  ## the tests: CPU, no network, a quarter of an hour
+test: .venv/installed  ## the tests: CPU, no network
 	$(BIN)/python -m pytest
 
 bench: .venv/installed  ## speed, as ratios measured in one run: samples/bench.json, some 20 minutes
