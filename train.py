@@ -81,7 +81,7 @@ DEFAULTS = {  # without and with --teacher
     "text_dropout": (0.2, 0.0),
     "voice_dropout": (0.5, 0.0),
 }
-JUDGE_SHARE = 0.1  # of a run's time goes into speaking for the choice of the checkpoint
+JUDGE_SHARE = 0.1  # of a run's time goes into speaking for the choice of the checkpoint, once that is set up
 LOGGED = ("loss", "flow_error", "z_error", "eos", "grad_norm", "lr", "frames_per_sec", "padding", "memory_gib")
 
 
@@ -421,11 +421,11 @@ class Run:
         affordable = not took or self.finished() or sum(took) + took[-1] <= JUDGE_SHARE * 3600 * self.clock.hours()
         if not self.args.judge_sentences or not affordable:
             return {}
-        start = time.monotonic()
         if self.judge is None:
             from pocket_arabic.evaluation import Judge  # librosa takes a second to load
 
             self.judge = Judge(self.steps.valid, self.mimi, self.args.judge_sentences)
+        start = time.monotonic()
         return self.judge.score(self.speaker()) | {"judge_sec": round(time.monotonic() - start, 2)}
 
     def speaker(self) -> TTSModel:

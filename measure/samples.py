@@ -39,7 +39,7 @@ BASE = "demo/flow_lm.safetensors"
 ENGLISH = "Emma had barely seen him, but just enough to feel that the first meeting was over."
 # What speaks the sentence: file, title, model.
 SPOKEN = [
-    ("generated_arabic", "after `make demo`: 900 steps on 1.8 h of Arabic", "runs/demo"),
+    ("generated_arabic", "after `make demo`: minutes on 1.8 h of Arabic", "runs/demo"),
     ("bundle", "demo/bundle: 3,600 steps on 8 h", "demo/bundle"),
     ("tune_full", "250 steps, every weight (--tune full)", "runs/experiments/base-0"),
     ("tune_last-2", "the same time, the last two layers (--tune last:2)", "runs/experiments/last-2-0"),
