@@ -6,7 +6,6 @@ an interpreter settles when it starts: the environment, and the order of sets (P
 processes do the same to the bit therefore run one of them by `start`.
 """
 
-import importlib
 import multiprocessing
 import os
 import runpy
@@ -17,8 +16,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import huggingface_hub.constants
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, f"{ROOT}")
@@ -45,8 +42,8 @@ def fork(
     files: Sequence[Path] = (Path(os.devnull), Path(os.devnull)),
     **environment: str,
 ) -> multiprocessing.process.BaseProcess:
-    """Start a script by a fork, in the folder `cwd`, with what `environment` adds; it prints to `files`, its output and
-    its errors."""
+    """Start a script by a fork, in the folder `cwd`; it prints to `files`, its output and its errors. With what
+    `environment` adds, the fork becomes a fresh interpreter."""
     process = FORKS.Process(target=become, args=(words(line, *more), cwd or Path.cwd(), files, environment))
     process.start()
     return process
@@ -67,8 +64,8 @@ def become(argv: list[str], cwd: Path, files: Sequence[Path], environment: dict[
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
-    os.environ |= environment
-    importlib.reload(huggingface_hub.constants)  # where the hub is, which it reads when it is imported
+    if environment:  # libraries read theirs when they are imported, where the hub is above all
+        os.execve(sys.executable, [sys.executable, *argv], os.environ | environment)
     sys.argv = argv
     sys.path.insert(0, f"{Path(argv[0]).parent}")
     runpy.run_path(argv[0], run_name="__main__")
