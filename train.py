@@ -22,6 +22,8 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import accelerate
@@ -314,15 +316,18 @@ class Run:
 
     def take_step(self) -> None:
         """Raises UserError if its gradient, or on a GPU that of the step before, is not finite; its rows are saved."""
-        try:
+        with self.rows_kept():
             self.steps.take(self.time_share())
-        except NotFinite as error:
-            self.stop(error)
 
-    def stop(self, error: NotFinite) -> None:
-        inputs = self.args.out / f"not_finite_step_{error.check.step:06d}.pt"
-        torch.save(error.check.inputs, inputs)
-        raise UserError(f"{error} (its rows: {inputs}); {self.whole_until()}") from None
+    @contextmanager
+    def rows_kept(self) -> Iterator[None]:
+        """A gradient that is not finite becomes a UserError, its rows saved."""
+        try:
+            yield
+        except NotFinite as error:
+            inputs = self.args.out / f"not_finite_step_{error.check.step:06d}.pt"
+            torch.save(error.check.inputs, inputs)
+            raise UserError(f"{error} (its rows: {inputs}); {self.whole_until()}") from None
 
     def whole_until(self) -> str:
         """What a run that is not finite leaves, and the way on."""
@@ -364,10 +369,8 @@ class Run:
         """Save first: what an evaluation or a sample might break, it cannot lose. The main process does it, the others
         wait."""
         args, start = self.args, self.clock.hours()
-        try:
+        with self.rows_kept():
             self.steps.check_finite()
-        except NotFinite as error:
-            self.stop(error)
         if self.main:
             self.save()
             with torch.random.fork_rng():  # the wheel draws a noise for each prompt that it reads

@@ -219,15 +219,8 @@ class TrainableTTS(nn.Module):
             if count * len(x) <= self.most_rows:
                 sums = some(condition, numbers)
             else:
-                sums = [
-                    sum(s)
-                    for s in zip(
-                        *(
-                            checkpoint(some, condition, n, use_reentrant=False, preserve_rng_state=False)
-                            for n in numbers.split(1)
-                        )
-                    )
-                ]
+                again = partial(checkpoint, some, condition, use_reentrant=False, preserve_rng_state=False)
+                sums = [sum(each) for each in zip(*map(again, numbers.split(1)))]
             return [value / (count * frames) for value in sums]
 
         diagonal, flow_error = means(partial(lsd.diagonal, head), condition, noise[:, :split], k)
