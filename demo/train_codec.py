@@ -6,20 +6,22 @@ Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: t
         of demo/corpus is ever seen.
 Writes  runs/codec/ (synthesised audio, checkpoint, progress.jsonl) and, at the end, demo/codec.safetensors.
 
-    python demo/train_codec.py                              # 1.75 h on 2 CPU cores
+    python demo/train_codec.py                              # 1.75 h on one CPU core
     python demo/train_codec.py --hours 0.05 --clips 200 --work /tmp/codec --out /tmp/codec.safetensors
-
-The committed weights took 1.77 h, continued twice with other flags: --batch-size 8 --frames 10 --noise 0.4 up to 0.50 h
-(with the discriminator on for the last 240 steps), then today's defaults. demo/codec_progress.jsonl is their record.
 
 The same command again continues from the checkpoint. Every schedule is a function of the share of --hours spent,
 so a slower machine takes fewer steps, never longer.
 
-Objective: multi-resolution log-mel and magnitude distances from the start; after --warmup-share of the time a
-discriminator (multi-period + multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv 2106.07889, a few
-channels each) with feature matching, because spectral distances alone leave the harmonics smeared. Latents are
-pulled to zero mean and unit variance and disturbed by noise of up to --noise standard deviations: what a FlowLM
-predicts is never exact.
+Objective, in three parts that begin one after another, because spectral distances see no phase: a codec that starts
+with them says vowels as shaped noise, and one that whispers does not learn to sing.
+1. The waveform below 200, 400, 800 and 1600 Hz, from the start: latents and decoder come to hold the voice's phase.
+2. After --melody-share of the time also log-mel and magnitude distances of several windows: all else.
+3. After --critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
+   2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
+Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
+the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
+Latents are pulled to zero mean and unit variance and disturbed by noise of up to --noise standard deviations: what a
+FlowLM predicts is never exact.
 """
 
 import argparse
@@ -27,27 +29,35 @@ import json
 import math
 import os
 import random
-import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-import soundfile as sf
 import torch
 import torch.nn.functional as F
 import torchaudio
 import yaml
 from pocket_tts.models.mimi import MimiModel, build_mimi
+from pocket_tts.modules.seanet import SEANetResnetBlock
 from pocket_tts.modules.stateful_module import StatefulModule, init_states
 from pocket_tts.utils.config import MimiConfig
 from safetensors.torch import save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from build_corpus import espeak  # noqa: E402
+
+from pocket_arabic.adapt import Muon  # noqa: E402
+
 SAMPLE_RATE = 24000
 FRAME = 1920  # samples per latent: 24000 / 12.5
+MUON_SCALE = 2.5  # its rate to AdamW's
+MUON_LEAST = 16  # rows and columns of what it trains
+MELODY_WEIGHT = 2.0
 
 # --- what the codec hears ---------------------------------------------------------------------------------------------
 
@@ -100,8 +110,8 @@ def english_lines() -> list[str]:
 
 
 def synthesise(folder: Path, num_clips: int, seed: int) -> None:
-    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice, a quarter other Arabic, a quarter
-    English."""
+    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice with more melody, a quarter other
+    Arabic, a quarter English."""
     rng, english = random.Random(seed), english_lines()
     variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
     jobs = []
@@ -109,26 +119,20 @@ def synthesise(folder: Path, num_clips: int, seed: int) -> None:
         kind = ("corpus", "corpus", "arabic", "english")[i % 4]
         text = rng.choice(english) + rng.choice(ENGLISH_ENDS) if kind == "english" else pseudo_arabic(rng)
         if kind == "corpus":
-            voice = ["-v", "ar", "-s", "150"]
+            how: dict = {"melody": 150}
         else:
             language = rng.choice(["en-us", "en-gb"]) if kind == "english" else "ar"
-            voice = [
-                "-v",
-                f"{language}+{rng.choice(variants)}",
-                "-s",
-                str(rng.randint(120, 210)),
-                "-p",
-                str(rng.randint(20, 80)),
-            ]
-        jobs.append((folder / f"{i}.wav", voice, text))
+            how = {
+                "voice": f"{language}+{rng.choice(variants)}",
+                "speed": rng.randint(120, 210),
+                "pitch": rng.randint(20, 80),
+                "melody": rng.randint(100, 200),
+            }
+        jobs.append((text, how))
 
-    def speak(job: tuple[Path, list[str], str]) -> np.ndarray:
-        wav, voice, text = job
-        subprocess.run(["espeak-ng", *voice, "-w", str(wav), text], check=True)
-        samples, rate = sf.read(wav, dtype="float32")
-        wav.unlink()
-        audio = torchaudio.functional.resample(torch.from_numpy(samples), rate, SAMPLE_RATE)
-        return (audio.clamp(-1, 1) * 32767).to(torch.int16).numpy()
+    def speak(job: tuple[str, dict]) -> np.ndarray:
+        text, how = job
+        return (espeak(text, **how) * 32767).astype(np.int16)
 
     torch.set_num_threads(1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -166,6 +170,37 @@ def decode(mimi: MimiModel, latents: torch.Tensor) -> torch.Tensor:
     return mimi.decoder(x, state)
 
 
+def scale_layers(mimi: MimiModel, audio: torch.Tensor) -> None:
+    """Orthogonal convolutions of zero bias, each scaled so that on `audio` [B, 1, N] what it gives has a standard
+    deviation of 1; a residual branch's 0.3, the waveform's 0.1. By their defaults a few layers shrink the signal below
+    the biases."""
+    convs = [m for m in mimi.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+    for conv in convs:
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        if conv.groups == 1:
+            nn.init.orthogonal_(conv.weight)
+    branches = [block.block[-1].conv for block in mimi.modules() if isinstance(block, SEANetResnetBlock)]
+
+    def hear(hook) -> None:
+        handles = [conv.register_forward_hook(hook) for conv in convs]
+        with torch.no_grad():
+            decode(mimi, mimi.encode_to_latent(audio))
+        for handle in handles:
+            handle.remove()
+
+    order: list[nn.Module] = []
+    hear(lambda conv, inputs, output: order.append(conv))
+    targets = {conv: 0.3 if conv in branches else 1.0 for conv in order} | {order[-1]: 0.1}
+
+    def scale(conv: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        ratio = targets[conv] / output.std()
+        conv.weight.data *= ratio
+        return output * ratio
+
+    hear(scale)
+
+
 def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
     """Make each latent dimension's standard deviation 1 exactly: divide the encoder's last weights, multiply the
     decoder's first."""
@@ -174,6 +209,23 @@ def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
 
 
 # --- distances and discriminators -------------------------------------------------------------------------------------
+
+
+class MelodyDistance(nn.Module):
+    """Log of 1 + the error's energy over the signal's, below each of some frequencies, mean over crops and bands. It is
+    log 2 for silence, and for any phase but the right one: what it pulls at is the waveform of the voice and of its
+    first harmonics."""
+
+    def __init__(self, samples: int, bands: tuple[float, ...] = (200.0, 400.0, 800.0, 1600.0)):
+        super().__init__()
+        hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+        self.register_buffer("masks", torch.stack([torch.sigmoid((band - hz) / (0.05 * band)) for band in bands]))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """[B, 1, samples] each -> scalar"""
+        error, signal = (torch.fft.rfft(part) for part in (x - y, y))
+        error, signal = ((part * self.masks).abs().square().sum(-1) for part in (error, signal))  # [B, bands]
+        return torch.log1p(error / (signal + 1e-3 * signal.mean(0) + 1e-6)).mean()
 
 
 class SpectralDistance(nn.Module):
@@ -278,12 +330,14 @@ def parse_args() -> argparse.Namespace:
         "--lr",
         type=float,
         default=1.2e-3,
-        help="peak AdamW learning rate, cosine to 2 %%; the discriminators keep 0.4 of the peak",
+        help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; the discriminators keep 0.4 of the peak",
     )
-    p.add_argument("--warmup-share", type=float, default=0.85, help="share of the time before the discriminator starts")
+    p.add_argument("--melody-share", type=float, default=0.04, help="share of the time for the low waveform alone")
+    p.add_argument("--critic-share", type=float, default=0.6, help="share of the time before the discriminators start")
     p.add_argument(
         "--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop"
     )
+    p.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
@@ -293,15 +347,23 @@ class Training:
 
     def __init__(self, args: argparse.Namespace, audio: np.ndarray):
         self.args, self.audio, self.checkpoint = args, audio, args.work / "checkpoint.pt"
-        self.mimi, self.critic, self.distance = load_mimi(args.config), Discriminators(), SpectralDistance()
+        self.mimi, self.critic = load_mimi(args.config), Discriminators()
+        self.melody, self.distance = MelodyDistance(args.frames * FRAME), SpectralDistance()
         for name, module in (("codec", self.mimi), ("discriminators", self.critic)):
             print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
+        scale_layers(self.mimi, draw_batch(audio, args.batch_size, args.frames, np.random.default_rng(args.seed)))
+        weights = [p for p in self.mimi.parameters() if p.ndim > 1]
+        self.weights = [p for p in weights if min(p.shape[0], p[0].numel()) >= MUON_LEAST]
+        self.matrices = [p.detach().flatten(1) for p in self.weights]  # views
+        rest = [p for p in self.mimi.parameters() if not any(p is w for w in self.weights)]
         style = {"betas": (0.8, 0.99), "weight_decay": 0.01}
-        self.optimiser = torch.optim.AdamW(self.mimi.parameters(), args.lr, **style)
+        self.optimiser = torch.optim.AdamW(rest, args.lr, **style)
+        self.muon = Muon([{"params": self.matrices}], args.lr, 0.01, torch.float32)
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), 0.4 * args.lr, **style)
         self.ema = {k: v.clone() for k, v in self.mimi.state_dict().items()}
         self.step, self.spent = 0, 0.0
-        self.parts = {name: getattr(self, name) for name in ("mimi", "critic", "optimiser", "critic_optimiser")}
+        names = ("mimi", "critic", "optimiser", "muon", "critic_optimiser")
+        self.parts = {name: getattr(self, name) for name in names}
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, weights_only=True)
             for name, part in self.parts.items():
@@ -317,47 +379,72 @@ class Training:
         torch.save({**state, "ema": self.ema, "step": self.step, "spent": self.spent}, tmp)
         os.replace(tmp, self.checkpoint)
 
+    def run(self) -> None:
+        """Steps until the time is spent, logged every 50, saved every five minutes and at the end."""
+        self.log({"step": self.step, "args": {k: str(v) for k, v in vars(self.args).items()}})
+        budget, last, saved = self.args.hours * 3600, time.monotonic(), time.monotonic()
+        while self.spent < budget:
+            record = self.take_step(self.spent / budget)
+            now = time.monotonic()
+            self.spent, last = self.spent + now - last, now
+            over = self.spent >= budget
+            if self.step % 50 == 0 or over:
+                record = {"step": self.step, "hours": round(self.spent / 3600, 4), **record}
+                self.log(record)
+                print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
+            if now - saved > 300 or over:
+                saved = now
+                self.save()
+
     def take_step(self, share: float) -> dict[str, float]:
         """One update at `share` of the time; what it is logged with."""
         args, mimi = self.args, self.mimi
         lr = args.lr * min(1.0, (self.step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        self.optimiser.param_groups[0]["lr"] = lr
+        self.optimiser.param_groups[0]["lr"], self.muon.param_groups[0]["lr"] = lr, MUON_SCALE * lr
         real = draw_batch(self.audio, args.batch_size, args.frames, self.rng)
         latents = mimi.encode_to_latent(real)
         std, mean = latents.std((0, 1)), latents.mean((0, 1))
         level = torch.rand(len(real), 1, 1) * args.noise
         fake = decode(mimi, latents + level * std * torch.randn_like(latents))
-        spectral = self.distance(fake, real)
+        melody = self.melody(fake, real)
         moments = (std.log() ** 2).mean() + (mean**2).mean()
-        loss, record = spectral + 0.02 * moments, {}
-        if share >= args.warmup_share:
-            more, record = self.against_critic(real, fake)
-            loss = loss + more
-        self.optimiser.zero_grad()
+        loss, record = MELODY_WEIGHT * melody + 0.02 * moments, {"melody": melody, "moments": moments}
+        if share >= args.melody_share:
+            record["spectral"] = self.distance(fake, real)
+            loss = loss + record["spectral"]
+        if share >= args.critic_share:
+            more, of_critic = self.against_critic(real, fake)
+            loss, record = loss + more, record | of_critic
+        mimi.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(mimi.parameters(), 1.0)
+        for matrix, weight in zip(self.matrices, self.weights):
+            matrix.grad = weight.grad.flatten(1)
         self.optimiser.step()
+        if self.matrices:
+            self.muon.step()
         for k, v in mimi.state_dict().items():
             self.ema[k].lerp_(v, 0.002 if self.step > 1000 else 0.05)
         self.step += 1
-        found = {"spectral": spectral, "moments": moments, "grad_norm": norm, **record}
-        return {"lr": lr, **{name: value.item() for name, value in found.items()}}
+        return {"lr": lr, **{name: value.item() for name, value in (record | {"grad_norm": norm}).items()}}
 
     def against_critic(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Train the discriminators on a batch; their part of the codec's loss, and the parts of it."""
-        critic = self.critic
-        self.critic_optimiser.zero_grad()
-        pairs = zip(critic(real), critic(fake.detach()))
+        """Train the discriminators on half of each crop; a scalar with their gradient for the codec, and the terms.
+
+        Both sides judge by one pass, each taking its own gradient of it: the discriminators' four passes and whole
+        crops would be two thirds of a step."""
+        start, half = int(self.rng.integers(real.shape[-1] // 2)), real.shape[-1] // 2
+        real_maps, fake_maps = (self.critic(x[..., start : start + half]) for x in (real, fake))
+        pairs = zip(real_maps, fake_maps)
         critic_loss = torch.stack([F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in pairs]).mean()
-        critic_loss.backward()
+        gradients = torch.autograd.grad(critic_loss, list(self.critic.parameters()), retain_graph=True)
+        adversarial, features = generator_terms(fake_maps, [[m.detach() for m in maps] for maps in real_maps])
+        (pull,) = torch.autograd.grad(0.1 * adversarial + 0.5 * features, fake)
+        for parameter, gradient in zip(self.critic.parameters(), gradients):
+            parameter.grad = gradient
         self.critic_optimiser.step()
-        critic.requires_grad_(False)
-        with torch.no_grad():
-            real_maps = critic(real)
-        adversarial, features = generator_terms(critic(fake), real_maps)
-        critic.requires_grad_(True)
         record = {"critic": critic_loss, "adversarial": adversarial, "features": features}
-        return 0.1 * adversarial + 0.5 * features, record
+        return (fake * pull).sum(), record
 
     def log(self, record: dict) -> None:
         with open(self.args.work / "progress.jsonl", "a") as f:
@@ -367,7 +454,7 @@ class Training:
 def main() -> None:
     args = parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)  # pocket_tts sets 1 at import
+    torch.set_num_threads(args.threads)  # pocket_tts sets 1 at import
     torch.manual_seed(args.seed)
 
     # 1. Audio.
@@ -378,20 +465,7 @@ def main() -> None:
 
     # 2. Steps.
     training = Training(args, audio)
-    training.log({"step": training.step, "args": {k: str(v) for k, v in vars(args).items()}})
-    budget, last, saved = args.hours * 3600, time.monotonic(), time.monotonic()
-    while training.spent < budget:
-        record = training.take_step(training.spent / budget)
-        now = time.monotonic()
-        training.spent, last = training.spent + now - last, now
-        over = training.spent >= budget
-        if training.step % 50 == 0 or over:
-            record = {"step": training.step, "hours": round(training.spent / 3600, 4), **record}
-            training.log(record)
-            print(" ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
-        if now - saved > 300 or over:
-            saved = now
-            training.save()
+    training.run()
 
     # 3. Unit variance exactly, then the weights file.
     mimi = training.mimi

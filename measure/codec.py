@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""What a codec keeps of speech: clips beside their round trips, without and with noise in the latents.
+
+    apt-get install espeak-ng
+    python measure/codec.py                                                 # demo's: samples/codec.json
+    python measure/codec.py --weights runs/codec/new.safetensors --clips 8 --out runs/codec.json
+
+Reads   demo/corpus, whose test sentences it hears as recorded and, by espeak-ng, in another Arabic voice; English lines
+        of demo/train_codec.py. The codec was trained on none of these sentences.
+Writes  --out, JSON: for each voice and noise what differs (distortion, pitch, voicing) and, of Arabic, what a scorer
+        hears; --wavs, VOICE/KIND/ID.wav.
+"""
+
+import csv
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import ROOT, Clip, clip, parser, score, write
+from pocket_tts.models.mimi import MimiModel
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(ROOT / "demo"))
+from build_corpus import espeak
+from train_codec import FRAME, SAMPLE_RATE, decode, english_lines, load_mimi
+
+from pocket_arabic.audio import read_audio
+from pocket_arabic.evaluation import Sound, distances
+from pocket_arabic.run import command, location, whole
+
+NOISES = (0.0, 0.1)  # in deviations of the latents
+OTHER_VOICE, ENGLISH_VOICE = "ar+f2", "en"
+
+
+def voices(number: int) -> Iterator[tuple[str, list[tuple[dict, np.ndarray]]]]:
+    """(voice, what is known of each clip and its samples), whole frames each."""
+    with open(ROOT / "demo" / "corpus" / "metadata.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"][:number]
+    texts = [row["text"] for row in rows]
+    lines = english_lines()
+    english = [f"{line}." for line in lines[:: len(lines) // number][:number]]
+    recorded = [read_audio(ROOT / "demo" / "corpus" / row["file_name"], SAMPLE_RATE) for row in rows]
+    yield "corpus", described(texts, recorded)
+    yield "another Arabic voice", described(texts, [espeak(text, OTHER_VOICE) for text in texts])
+    yield "English", described(english, [espeak(text, ENGLISH_VOICE) for text in english])
+
+
+def described(texts: list[str], audio: list[np.ndarray]) -> list[tuple[dict, np.ndarray]]:
+    whole_frames = [samples[: len(samples) // FRAME * FRAME] for samples in audio]
+    return [
+        ({"id": f"{i:02d}", "text": text, "duration_sec": len(samples) / SAMPLE_RATE}, samples)
+        for i, (text, samples) in enumerate(zip(texts, whole_frames))
+    ]
+
+
+@torch.no_grad()
+def round_trips(mimi: MimiModel, audio: list[np.ndarray], noise: float) -> list[np.ndarray]:
+    latents = [mimi.encode_to_latent(torch.from_numpy(samples)[None, None]) for samples in audio]
+    deviation, generator = torch.cat(latents, 1).std((0, 1)), torch.Generator().manual_seed(0)
+    return [
+        decode(mimi, x + noise * deviation * torch.randn(x.shape, generator=generator))[0, 0].numpy() for x in latents
+    ]
+
+
+def means(found: list[dict[str, float | None]]) -> dict[str, float]:
+    """Of each measure over the clips; a clip without measurable pitch counts as a correlation of 0."""
+    return {key: round(statistics.fmean(clip[key] or 0.0 for clip in found), 4) for key in found[0]}
+
+
+def main() -> None:
+    p = parser(__doc__, ROOT / "samples" / "codec.json")
+    p.add_argument("--config", type=location, default=ROOT / "demo" / "base.yaml", help="whose mimi section it is")
+    p.add_argument("--weights", type=location, default=ROOT / "demo" / "codec.safetensors", help="codec")
+    p.add_argument("--clips", type=whole(1), default=40, help="of each voice")
+    p.add_argument("--wavs", type=location, default=Path("runs/codec_heard"), help="where what is scored can be heard")
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    mimi = load_mimi(args.config)
+    mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in load_file(args.weights).items()})
+    found: dict[str, dict] = {}
+    for voice, clips in voices(args.clips):
+        rows, audio = zip(*clips)
+        real = [Sound.of(samples, SAMPLE_RATE) for samples in audio]
+        kinds = {"recording": audio} | {f"noise {noise}": round_trips(mimi, audio, noise) for noise in NOISES}
+        for kind, spoken in kinds.items():
+            heard: list[Clip] = [
+                clip(args.wavs / voice / kind, row, samples, SAMPLE_RATE) for row, samples in zip(rows, spoken)
+            ]
+            figures = {} if voice == "English" else score(heard, args.scorer)[1]
+            if kind != "recording":
+                pairs = zip(real, (Sound.of(samples, SAMPLE_RATE) for samples in spoken))
+                figures |= means([distances(recording, other) for recording, other in pairs])
+            found.setdefault(voice, {})[kind] = figures
+            print(voice, kind, figures, flush=True)
+    write(args.out, {"weights": args.weights.name, "voices": found})
+
+
+if __name__ == "__main__":
+    command(main)

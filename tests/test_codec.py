@@ -1,0 +1,103 @@
+"""The nano codec's training (demo/train_codec.py): its distances, its start, and one pass that serves two sides."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scripts import ROOT, run
+from torch import nn
+
+sys.path.insert(0, str(ROOT / "demo"))
+import train_codec
+from train_codec import FRAME, SAMPLE_RATE, MelodyDistance, SpectralDistance, generator_terms
+
+
+def tones(*hz: float, frames: int = 4) -> torch.Tensor:
+    """[1, 1, samples], each tone a whole number of periods."""
+    time = torch.arange(frames * FRAME, dtype=torch.float64) / SAMPLE_RATE
+    return sum(torch.sin(2 * math.pi * f * time) for f in hz)[None, None].float()
+
+
+def test_the_melody_distance_is_the_waveforms_not_the_spectrums():
+    """Closed forms: silence is log 2 away, the same tone a quarter period late log 3, upside down log 5; what lies
+    above the bands does not count. To the spectral distance, which sees no phase, upside down is the same."""
+    distance, real = MelodyDistance(4 * FRAME), tones(100)
+    late = torch.roll(real, SAMPLE_RATE // 100 // 4, -1)
+    # 1e-3 of the mean energy keeps silent crops finite.
+    for fake, energy in ((real, 0), (torch.zeros_like(real), 1), (late, 2), (-real, 4)):
+        assert distance(fake, real).item() == pytest.approx(math.log1p(energy / 1.001), abs=1e-4)
+    assert distance(real + tones(5000), real).item() < 1e-4
+    half = distance(tones(300), tones(100, 300))  # below 200 Hz all of it is missing, above that half of the energy
+    assert half.item() == pytest.approx((math.log1p(1 / 1.001) + 3 * math.log1p(0.5 / 1.001)) / 4, abs=1e-3)
+    assert SpectralDistance()(-real, real).item() < 1e-6
+
+
+def test_layers_start_at_unit_variance(tiny_base):
+    """By PyTorch's defaults the tiny codec's latents hardly depend on what they hear."""
+    audio = torch.randn(2, 1, 8 * FRAME, generator=torch.Generator().manual_seed(0)) / 10
+    mimi = train_codec.load_mimi(tiny_base)
+    train_codec.scale_layers(mimi, audio)
+    found = []
+    convs = [m for m in mimi.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+    for conv in convs:
+        conv.register_forward_hook(lambda conv, inputs, output: found.append(output.std().item()))
+    with torch.no_grad():
+        train_codec.decode(mimi, mimi.encode_to_latent(audio))
+    assert len(found) == len(convs) and found[-1] == pytest.approx(0.1, rel=1e-3)
+    assert {round(std, 3) for std in found[:-1]} == {0.3, 1.0}
+
+
+def test_one_pass_gives_codec_and_discriminators_their_own_gradients(tiny_base, tmp_path, monkeypatch):
+    """As three passes would: the discriminators' gradient of their loss without the codec's, the codec's of its own
+    loss through discriminators that have not stepped yet."""
+    audio = np.random.default_rng(0).integers(-9000, 9000, 30 * FRAME).astype(np.int16)
+    monkeypatch.setattr(sys, "argv", ["train_codec.py", "--config", f"{tiny_base}", "--work", f"{tmp_path}"])
+    training = train_codec.Training(train_codec.parse_args(), audio)
+    monkeypatch.setattr(training.critic_optimiser, "step", lambda: None)
+    real, fake = (torch.randn(2, 1, 4 * FRAME) / 10 for _ in range(2))
+    fake.requires_grad_()
+    start = int(np.random.default_rng([0, 0]).integers(2 * FRAME))
+    training.rng = np.random.default_rng([0, 0])
+    training.against_critic(real, fake)[0].backward()
+    mine, given = fake.grad, [p.grad.clone() for p in training.critic.parameters()]
+
+    half = slice(start, start + 2 * FRAME)
+    for p in training.critic.parameters():
+        p.grad = None
+    scores = zip(training.critic(real[..., half]), training.critic(fake.detach()[..., half]))
+    sum((1 - r[-1]).relu().mean() + (1 + f[-1]).relu().mean() for r, f in scores).div(8).backward()
+    assert all(torch.allclose(a, p.grad, atol=1e-7) for a, p in zip(given, training.critic.parameters()))
+    with torch.no_grad():
+        kept = training.critic(real[..., half])
+    adversarial, features = generator_terms(training.critic(fake[..., half]), kept)
+    wanted = torch.autograd.grad(0.1 * adversarial + 0.5 * features, fake)[0]
+    assert wanted.abs().sum() > 0 and torch.allclose(mine, wanted, atol=1e-8)
+
+
+def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path):
+    """Two calls of one command: the second goes on where the first was; the weights are those a base loads."""
+    noise = np.random.default_rng(0)
+    envelope = np.repeat(noise.uniform(0, 1, 200), FRAME)
+    voice = np.sin(2 * np.pi * 110 * np.arange(200 * FRAME) / SAMPLE_RATE)
+    audio = 8000 * envelope * voice + noise.normal(0, 50, 200 * FRAME)
+    (tmp_path / "work").mkdir()
+    np.save(
+        tmp_path / "work" / "audio.npy", (8000 * envelope * voice + noise.normal(0, 50, 200 * FRAME)).astype("int16")
+    )
+    line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
+    line += " --threads 1 --critic-share 0.5 --hours"
+    first = run(line, 0.001)
+    assert first.returncode == 0, first.stderr
+    second = run(line, 0.002)
+    assert second.returncode == 0, second.stderr
+    assert "continuing at step" in second.stdout
+    weights = {k.removeprefix("mimi."): v for k, v in load_file(tmp_path / "c.safetensors").items()}
+    mimi = train_codec.load_mimi(tiny_base)
+    mimi.load_state_dict(weights)
+    with torch.no_grad():
+        drawn = train_codec.draw_batch(audio.astype("int16"), 16, 50, np.random.default_rng(1))
+        deviations = mimi.encode_to_latent(drawn).std((0, 1))
+    assert deviations.sub(1).abs().max() < 0.2
