@@ -12,11 +12,13 @@ Writes  runs/codec/ (synthesised audio, checkpoint, progress.jsonl) and, at the 
 The same command again continues from the checkpoint. Every schedule is a function of the share of --hours spent,
 so a slower machine takes fewer steps, never longer.
 
-Objective, in three parts that begin one after another, because spectral distances see no phase: a codec that starts
-with them says vowels as shaped noise, and one that whispers does not learn to sing.
+Objective, in parts that begin one after another, because spectral distances see no phase: a codec that starts with
+them says vowels as shaped noise, and one that whispers does not learn to sing.
 1. The waveform below 200, 400, 800 and 1600 Hz, from the start: latents and decoder come to hold the voice's phase.
 2. After --melody-share of the time also log-mel and magnitude distances of several windows: all else.
-3. After --critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
+3. After --still-share all but four of the latents' dimensions shall stay when the audio moves by part of a period. By
+   then all are full of phase: moved by 2.5 ms none was like before, and a FlowLM cannot know them from frame to frame.
+4. After --critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
    2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
 Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
 the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
@@ -57,7 +59,11 @@ SAMPLE_RATE = 24000
 FRAME = 1920  # samples per latent: 24000 / 12.5
 MUON_SCALE = 2.5  # its rate to AdamW's
 MUON_LEAST = 16  # rows and columns of what it trains
-MELODY_WEIGHT = 2.0
+OUTPUT_SCALE = 0.02  # the last layer's rate to AdamW's: its weights are some 0.003, as audio is faint
+MELODY_WEIGHT = 0.5
+PHASE = 4  # of the latents' dimensions may hear when in its period the voice is
+STILL_WEIGHT = 1.0
+SHIFT = (24, 145)  # samples, 1 to 6 ms: half a period and more
 
 # --- what the codec hears ---------------------------------------------------------------------------------------------
 
@@ -201,6 +207,13 @@ def scale_layers(mimi: MimiModel, audio: torch.Tensor) -> None:
     hear(scale)
 
 
+def phase_share(latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """Of latents [B, T, C] but the first PHASE dimensions, what changes when the audio is `moved` by part of a period:
+    the mean over dimensions of the change's variance over that of two that know nothing of each other, 0 to 1."""
+    change, variance = (latents - moved).square().mean((0, 1)), latents.var((0, 1))
+    return (change / (2 * variance + 1e-6))[PHASE:].mean()
+
+
 def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
     """Make each latent dimension's standard deviation 1 exactly: divide the encoder's last weights, multiply the
     decoder's first."""
@@ -333,7 +346,8 @@ def parse_args() -> argparse.Namespace:
         help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; the discriminators keep 0.4 of the peak",
     )
     p.add_argument("--melody-share", type=float, default=0.04, help="share of the time for the low waveform alone")
-    p.add_argument("--critic-share", type=float, default=0.6, help="share of the time before the discriminators start")
+    p.add_argument("--still-share", type=float, default=0.12, help="share of the time before latents shall be still")
+    p.add_argument("--critic-share", type=float, default=0.8, help="share of the time before the discriminators start")
     p.add_argument(
         "--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop"
     )
@@ -355,9 +369,11 @@ class Training:
         weights = [p for p in self.mimi.parameters() if p.ndim > 1]
         self.weights = [p for p in weights if min(p.shape[0], p[0].numel()) >= MUON_LEAST]
         self.matrices = [p.detach().flatten(1) for p in self.weights]  # views
-        rest = [p for p in self.mimi.parameters() if not any(p is w for w in self.weights)]
+        output = list(self.mimi.decoder.model[-1].parameters())
+        rest = [p for p in self.mimi.parameters() if not any(p is other for other in self.weights + output)]
         style = {"betas": (0.8, 0.99), "weight_decay": 0.01}
-        self.optimiser = torch.optim.AdamW(rest, args.lr, **style)
+        groups = [{"params": rest, "scale": 1.0}, {"params": output, "scale": OUTPUT_SCALE}]
+        self.optimiser = torch.optim.AdamW(groups, args.lr, **style)
         self.muon = Muon([{"params": self.matrices}], args.lr, 0.01, torch.float32)
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), 0.4 * args.lr, **style)
         self.ema = {k: v.clone() for k, v in self.mimi.state_dict().items()}
@@ -400,8 +416,11 @@ class Training:
         """One update at `share` of the time; what it is logged with."""
         args, mimi = self.args, self.mimi
         lr = args.lr * min(1.0, (self.step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        self.optimiser.param_groups[0]["lr"], self.muon.param_groups[0]["lr"] = lr, MUON_SCALE * lr
-        real = draw_batch(self.audio, args.batch_size, args.frames, self.rng)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["scale"] * lr
+        self.muon.param_groups[0]["lr"] = MUON_SCALE * lr
+        longer = draw_batch(self.audio, args.batch_size, args.frames + 1, self.rng)
+        real = longer[..., :-FRAME]
         latents = mimi.encode_to_latent(real)
         std, mean = latents.std((0, 1)), latents.mean((0, 1))
         level = torch.rand(len(real), 1, 1) * args.noise
@@ -412,6 +431,10 @@ class Training:
         if share >= args.melody_share:
             record["spectral"] = self.distance(fake, real)
             loss = loss + record["spectral"]
+        if share >= args.still_share:
+            shift = int(self.rng.integers(*SHIFT))
+            record["still"] = phase_share(latents, mimi.encode_to_latent(longer[..., shift : shift - FRAME]))
+            loss = loss + STILL_WEIGHT * record["still"]
         if share >= args.critic_share:
             more, of_critic = self.against_critic(real, fake)
             loss, record = loss + more, record | of_critic

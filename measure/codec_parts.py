@@ -40,7 +40,7 @@ class PitchHead(nn.Module):
     def __init__(self, training: Training):
         super().__init__()
         self.head, decode = nn.Linear(32, 2), train_codec.decode
-        training.optimiser.add_param_group({"params": self.head.parameters()})
+        training.optimiser.add_param_group({"params": self.head.parameters(), "scale": 1.0})
 
         def listening(mimi, latents):
             self.latents = latents
@@ -82,10 +82,12 @@ PARTS: dict[str, dict] = {
     "recipe": {},
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
     "low waveform and spectra at once": {"args": {"melody_share": 0.0}},
+    "latents full of phase": {"args": {"still_share": 1.0}},
+    "still latents from the start": {"args": {"still_share": 0.0}},
     "layers as PyTorch starts them": {"module": {"scale_layers": no_scaling}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
     "without discriminators": {"args": {"critic_share": 1.0}},
-    "discriminators early": {"args": {"critic_share": 0.1}},
+    "discriminators early": {"args": {"critic_share": 0.2}},
     "pitch head for the low waveform": {
         "args": {"melody_share": 0.0},  # the head alone would leave the decoder without a gradient
         "after": lambda training: setattr(training, "melody", PitchHead(training)),

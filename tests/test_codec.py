@@ -12,7 +12,7 @@ from torch import nn
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train_codec
-from train_codec import FRAME, SAMPLE_RATE, MelodyDistance, SpectralDistance, generator_terms
+from train_codec import FRAME, PHASE, SAMPLE_RATE, MelodyDistance, SpectralDistance, generator_terms, phase_share
 
 
 def tones(*hz: float, frames: int = 4) -> torch.Tensor:
@@ -33,6 +33,16 @@ def test_the_melody_distance_is_the_waveforms_not_the_spectrums():
     half = distance(tones(300), tones(100, 300))  # below 200 Hz all of it is missing, above that half of the energy
     assert half.item() == pytest.approx((math.log1p(1 / 1.001) + 3 * math.log1p(0.5 / 1.001)) / 4, abs=1e-3)
     assert SpectralDistance()(-real, real).item() < 1e-6
+
+
+def test_the_share_of_phase_is_that_of_what_is_moved():
+    """Nothing moved is 0, latents that know nothing of each other are 1, and the first dimensions do not count."""
+    first, other = torch.randn(2, 16, 200, 32, generator=torch.Generator().manual_seed(0))
+    assert phase_share(first, first).item() == 0
+    assert phase_share(first, other).item() == pytest.approx(1, abs=0.02)
+    mixed = torch.cat([other[..., :PHASE], first[..., PHASE:]], -1)
+    assert phase_share(first, mixed).item() == 0
+    assert phase_share(first, (first + other) / 2**0.5).item() == pytest.approx(1 - 0.5**0.5, abs=0.02)
 
 
 def test_layers_start_at_unit_variance(tiny_base):
@@ -88,7 +98,7 @@ def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path):
         tmp_path / "work" / "audio.npy", (8000 * envelope * voice + noise.normal(0, 50, 200 * FRAME)).astype("int16")
     )
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
-    line += " --threads 1 --critic-share 0.5 --hours"
+    line += " --threads 1 --still-share 0.3 --critic-share 0.5 --hours"
     first = run(line, 0.001)
     assert first.returncode == 0, first.stderr
     second = run(line, 0.002)
