@@ -9,6 +9,8 @@ Writes  runs/codec/ (synthesised audio, checkpoint, progress.jsonl) and, at the 
     python demo/train_codec.py                              # 1.75 h on one CPU core
     python demo/train_codec.py --hours 0.05 --clips 200 --work /tmp/codec --out /tmp/codec.safetensors
 
+    python demo/train_codec.py --init demo/codec.safetensors --melody-share 0 --still-share 0    # those weights further
+
 The same command again continues from the checkpoint. Every schedule is a function of the share of --hours spent,
 so a slower machine takes fewer steps, never longer.
 
@@ -46,7 +48,7 @@ from pocket_tts.models.mimi import MimiModel, build_mimi
 from pocket_tts.modules.seanet import SEANetResnetBlock
 from pocket_tts.modules.stateful_module import StatefulModule, init_states
 from pocket_tts.utils.config import MimiConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -335,6 +337,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--config", type=Path, default=HERE / "base.yaml", help="model config whose mimi section is built")
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
+    p.add_argument("--init", type=Path, help="weights file of a codec to train further")
     p.add_argument("--hours", type=float, default=1.75, help="wall-clock budget over all continuations")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
     p.add_argument("--batch-size", type=int, default=6, help="crops per step")
@@ -365,7 +368,11 @@ class Training:
         self.melody, self.distance = MelodyDistance(args.frames * FRAME), SpectralDistance()
         for name, module in (("codec", self.mimi), ("discriminators", self.critic)):
             print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f}M parameters", flush=True)
-        scale_layers(self.mimi, draw_batch(audio, args.batch_size, args.frames, np.random.default_rng(args.seed)))
+        if args.init:
+            weights = {k.removeprefix("mimi."): v for k, v in load_file(args.init).items()}
+            self.mimi.load_state_dict(weights)
+        else:
+            scale_layers(self.mimi, draw_batch(audio, args.batch_size, args.frames, np.random.default_rng(args.seed)))
         weights = [p for p in self.mimi.parameters() if p.ndim > 1]
         self.weights = [p for p in weights if min(p.shape[0], p[0].numel()) >= MUON_LEAST]
         self.matrices = [p.detach().flatten(1) for p in self.weights]  # views

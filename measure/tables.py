@@ -156,6 +156,29 @@ def codec_pitch() -> list[str]:
     )
 
 
+CODECS = {"codec.json": "embedded", "codec_next.json": "next"}
+
+
+@block
+def codec_voices() -> list[str]:
+    rows = []
+    for file, name in CODECS.items():
+        for voice, kinds in read(file)["voices"].items():
+            for kind in ("noise 0.0", "noise 0.1"):
+                measured = fixed((kinds[kind][key] for key in ("mcd_db", "f0_correlation", "voicing_error")), 2)
+                floor, heard = (kinds[k].get("cer_no_marks_mean") for k in ("recording", kind))
+                error = f"{heard:.3f} ({floor:.3f})" if heard is not None else ""
+                rows.append((name, voice, kind.removeprefix("noise "), *measured, error))
+    titles = "codec | voice | latent noise | distortion, dB | pitch correlation | voicing error | error (recordings')"
+    return table(titles, rows)
+
+
+@block
+def codec_moved() -> list[str]:
+    rows = [(name, *(percent(share) for share in read(file)["moved_ms"].values())) for file, name in CODECS.items()]
+    return table("codec | 1 ms | 2.5 | 5 | 10 | 20 | 80", rows)
+
+
 @block
 def diacritizers() -> list[str]:
     found, rows = read("diacritizers.json"), []
