@@ -332,7 +332,7 @@ def generator_terms(
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", type=Path, default=HERE / "base.yaml", help="model config whose mimi section is built")
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
@@ -356,7 +356,7 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     p.add_argument("--seed", type=int, default=0)
-    return p.parse_args()
+    return p.parse_args(argv)
 
 
 class Training:

@@ -115,8 +115,7 @@ def instead(names: dict[str, object]) -> Iterator[None]:
 def trained(work: Path, audio: np.ndarray, minutes: float, part: dict) -> Training:
     """A codec of so many minutes, its averaged weights."""
     work.mkdir(parents=True, exist_ok=True)
-    sys.argv = ["train_codec.py", "--work", str(work), "--hours", str(minutes / 60), "--threads", "1"]
-    args = train_codec.parse_args()
+    args = train_codec.parse_args(["--work", str(work), "--hours", str(minutes / 60), "--threads", "1"])
     vars(args).update(SHARES | part.get("args", {}))
     part.get("before", no_scaling)(args)
     torch.manual_seed(args.seed)

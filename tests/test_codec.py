@@ -80,8 +80,8 @@ def test_one_pass_gives_codec_and_discriminators_their_own_gradients(tiny_base, 
     """As three passes would: the discriminators' gradient of their loss without the codec's, the codec's of its own
     loss through discriminators that have not stepped yet."""
     audio = np.random.default_rng(0).integers(-9000, 9000, 30 * FRAME).astype(np.int16)
-    monkeypatch.setattr(sys, "argv", ["train_codec.py", "--config", f"{tiny_base}", "--work", f"{tmp_path}"])
-    training = train_codec.Training(train_codec.parse_args(), audio)
+    args = train_codec.parse_args(["--config", f"{tiny_base}", "--work", f"{tmp_path}"])
+    training = train_codec.Training(args, audio)
     monkeypatch.setattr(training.critic_optimiser, "step", lambda: None)
     real, fake = (torch.randn(2, 1, 4 * FRAME) / 10 for _ in range(2))
     fake.requires_grad_()
