@@ -53,11 +53,10 @@ from torch import nn
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from build_corpus import espeak  # noqa: E402
+from build_corpus import SAMPLE_RATE, espeak  # noqa: E402
 
 from pocket_arabic.adapt import Muon  # noqa: E402
 
-SAMPLE_RATE = 24000
 FRAME = 1920  # samples per latent: 24000 / 12.5
 MUON_SCALE = 2.5  # its rate to AdamW's
 MUON_LEAST = 16  # rows and columns of what it trains
@@ -142,10 +141,11 @@ def synthesise(folder: Path, num_clips: int, seed: int) -> None:
         text, how = job
         return (espeak(text, **how) * 32767).astype(np.int16)
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         audio = np.concatenate(list(pool.map(speak, jobs)))
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     np.save(folder / "tmp.npy", audio)
     os.replace(folder / "tmp.npy", folder / "audio.npy")
 
@@ -228,8 +228,8 @@ def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
 
 class MelodyDistance(nn.Module):
     """Log of 1 + the error's energy over the signal's, below each of some frequencies, mean over crops and bands. It is
-    log 2 for silence, and for any phase but the right one: what it pulls at is the waveform of the voice and of its
-    first harmonics."""
+    log 2 for silence and more for a wrong phase: what it pulls at is the waveform of the voice and of its first
+    harmonics."""
 
     def __init__(self, samples: int, bands: tuple[float, ...] = (200.0, 400.0, 800.0, 1600.0)):
         super().__init__()

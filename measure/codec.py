@@ -25,9 +25,10 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "demo"))
 from build_corpus import espeak
-from train_codec import FRAME, SAMPLE_RATE, decode, english_lines, load_mimi
+from train_codec import FRAME, SAMPLE_RATE, english_lines
 
 from pocket_arabic.audio import read_audio
+from pocket_arabic.base import decode_latents, load_config, load_mimi
 from pocket_arabic.checkpoint import sha256
 from pocket_arabic.evaluation import Sound, distances
 from pocket_arabic.run import command, location, whole
@@ -60,11 +61,9 @@ def described(texts: list[str], audio: list[np.ndarray]) -> list[tuple[dict, np.
 
 @torch.no_grad()
 def round_trips(mimi: MimiModel, audio: list[np.ndarray], noise: float) -> list[np.ndarray]:
-    latents = [mimi.encode_to_latent(torch.from_numpy(samples)[None, None]) for samples in audio]
-    deviation, generator = torch.cat(latents, 1).std((0, 1)), torch.Generator().manual_seed(0)
-    return [
-        decode(mimi, x + noise * deviation * torch.randn(x.shape, generator=generator))[0, 0].numpy() for x in latents
-    ]
+    latents = [mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0] for samples in audio]
+    deviation, generator = torch.cat(latents).std(0), torch.Generator().manual_seed(0)
+    return [decode_latents(mimi, x + noise * deviation * torch.randn(x.shape, generator=generator)) for x in latents]
 
 
 @torch.no_grad()
@@ -85,8 +84,13 @@ def moved(mimi: MimiModel, audio: list[np.ndarray]) -> dict[str, float]:
     return found
 
 
-def means(found: list[dict[str, float | None]]) -> dict[str, float]:
-    """Of each measure over the clips; a clip without measurable pitch counts as a correlation of 0."""
+def kept(folder: Path, rows: list[dict], spoken: list[np.ndarray]) -> list[Clip]:
+    return [clip(folder, row, samples, SAMPLE_RATE) for row, samples in zip(rows, spoken)]
+
+
+def departures(recorded: list[Sound], spoken: list[np.ndarray]) -> dict[str, float]:
+    """The mean of each of `distances` over the clips; one without measurable pitch counts as a correlation of 0."""
+    found = [distances(real, Sound.of(samples, SAMPLE_RATE)) for real, samples in zip(recorded, spoken)]
     return {key: round(statistics.fmean(clip[key] or 0.0 for clip in found), 4) for key in found[0]}
 
 
@@ -98,21 +102,17 @@ def main() -> None:
     p.add_argument("--wavs", type=location, default=Path("runs/codec_heard"), help="where what is scored can be heard")
     args = p.parse_args()
     torch.set_num_threads(1)
-    mimi = load_mimi(args.config)
-    mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in load_file(args.weights).items()})
+    mimi = load_mimi(load_config(str(args.config)), load_file(args.weights))
     found: dict[str, dict] = {}
     for voice, clips in voices(args.clips):
         rows, audio = zip(*clips)
         real = [Sound.of(samples, SAMPLE_RATE) for samples in audio]
         kinds = {"recording": audio} | {f"noise {noise}": round_trips(mimi, audio, noise) for noise in NOISES}
         for kind, spoken in kinds.items():
-            heard: list[Clip] = [
-                clip(args.wavs / voice / kind, row, samples, SAMPLE_RATE) for row, samples in zip(rows, spoken)
-            ]
-            figures = {} if voice == "English" else score(heard, args.scorer)[1]
+            clips = kept(args.wavs / voice / kind, rows, spoken)
+            figures = {} if voice == "English" else score(clips, args.scorer)[1]
             if kind != "recording":
-                pairs = zip(real, (Sound.of(samples, SAMPLE_RATE) for samples in spoken))
-                figures |= means([distances(recording, other) for recording, other in pairs])
+                figures |= departures(real, spoken)
             found.setdefault(voice, {})[kind] = figures
             print(voice, kind, figures, flush=True)
         if voice == "corpus":

@@ -10,26 +10,25 @@ Writes  --work, a folder a part with checkpoint and progress; --out, JSON: of ea
 """
 
 import argparse
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import librosa
 import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from codec import means, round_trips, voices
-from harness import ROOT, clip, parser, score, write
+from codec import departures, kept, round_trips, voices
+from harness import ROOT, parser, score, write
 from torch import nn
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train_codec
 from train_codec import FRAME, SAMPLE_RATE, Training
 
-from pocket_arabic.evaluation import PITCH_HZ, Sound, distances
+from pocket_arabic.evaluation import PITCH_HZ, Sound
 from pocket_arabic.run import command, location, real, whole, write_json
 
 
@@ -73,8 +72,8 @@ def wide_decoder(args: argparse.Namespace) -> None:
     args.config.write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def no_scaling(*_: object) -> None:
-    """In the place of `scale_layers`."""
+def nothing(*_: object) -> None:
+    """In the place of `scale_layers`, and where a part does nothing."""
 
 
 # Of the time each part takes, as a quarter of an hour needs them: the low waveform is learnt in some 300 steps.
@@ -86,7 +85,7 @@ PARTS: dict[str, dict] = {
     "low waveform and spectra at once": {"args": {"melody_share": 0.0}},
     "latents full of phase": {"args": {"still_share": 1.0}},
     "still latents from the start": {"args": {"still_share": 0.0}},
-    "layers as PyTorch starts them": {"module": {"scale_layers": no_scaling}},
+    "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
     "without discriminators": {"args": {"critic_share": 1.0}},
     "discriminators early": {"args": {"critic_share": 0.4}},
@@ -98,31 +97,16 @@ PARTS: dict[str, dict] = {
 }
 
 
-@contextlib.contextmanager
-def instead(names: dict[str, object]) -> Iterator[None]:
-    """Some of demo/train_codec.py's names mean something else for a while."""
-    names = {"decode": train_codec.decode, **names}
-    kept = {name: getattr(train_codec, name) for name in names}
-    try:
-        for name, value in names.items():
-            setattr(train_codec, name, value)
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(train_codec, name, value)
-
-
 def trained(work: Path, audio: np.ndarray, minutes: float, part: dict) -> Training:
     """A codec of so many minutes, its averaged weights."""
     work.mkdir(parents=True, exist_ok=True)
     args = train_codec.parse_args(["--work", str(work), "--hours", str(minutes / 60), "--threads", "1"])
     vars(args).update(SHARES | part.get("args", {}))
-    part.get("before", no_scaling)(args)
+    part.get("before", nothing)(args)
     torch.manual_seed(args.seed)
-    with instead(part.get("module", {})):
+    with patch.multiple(train_codec, **{"decode": train_codec.decode} | part.get("module", {})):
         training = Training(args, audio)
-        after: Callable = part.get("after", no_scaling)
-        after(training)
+        part.get("after", nothing)(training)
         training.run()
     training.mimi.load_state_dict(training.ema)
     return training
@@ -147,10 +131,8 @@ def main() -> None:
         if not (done := work / "result.json").exists():
             training = trained(work, audio, args.minutes, part)
             spoken = round_trips(training.mimi, list(recorded), 0.0)
-            pairs = zip(originals, (Sound.of(samples, SAMPLE_RATE) for samples in spoken))
-            heard = [clip(work / "heard", row, samples, SAMPLE_RATE) for row, samples in zip(rows, spoken)]
-            figures = means([distances(recording, other) for recording, other in pairs])
-            write_json(done, {"steps": training.step, **figures, **score(heard, args.scorer)[1]})
+            heard = score(kept(work / "heard", rows, spoken), args.scorer)[1]
+            write_json(done, {"steps": training.step, **departures(originals, spoken), **heard})
         parts[name] = json.loads(done.read_text(encoding="utf-8"))
         print(name, parts[name], flush=True)
     write(args.out, {"minutes": args.minutes, "parts": parts})

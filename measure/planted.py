@@ -34,7 +34,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from ear import WEIGHTS, Ear  # noqa: E402
-from train_ear import LETTERS, SPEECH_RATE, load_codec, spoken, through_codec  # noqa: E402
+from train_ear import LETTERS, SPEECH_RATE, espeak, load_codec, through_codec  # noqa: E402
 
 from pocket_arabic.run import ROOT, command, provenance, write_json  # noqa: E402
 from pocket_arabic.text import MARKS, deromanise, scored  # noqa: E402
@@ -165,7 +165,7 @@ def main() -> None:
             if phonemes(wrong) == phonemes(text):
                 silent[kind] += 1
                 continue
-            copies = {"spoken": spoken(wrong)}
+            copies = {"spoken": espeak(wrong)}
             if codec:
                 copies["through the codec"] = through_codec(codec, copies["spoken"], 0.0, noise)
             for name, copy in copies.items():

@@ -23,9 +23,7 @@ import json
 import math
 import random
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +36,11 @@ from pocket_tts.models.mimi import MimiModel
 from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "demo")]
+from build_corpus import SAMPLE_RATE as SPEECH_RATE  # noqa: E402
+from build_corpus import espeak  # noqa: E402
 from ear import CENTRE, FLOOR, MELS, SCALE, STRIDE, SYMBOLS, WEIGHTS, Net, best_path, features, spelled  # noqa: E402
 
-from pocket_arabic.audio import resample  # noqa: E402
 from pocket_arabic.base import decode_latents, load_config, load_mimi, load_weights  # noqa: E402
 from pocket_arabic.evaluation import error_rates  # noqa: E402
 from pocket_arabic.run import ROOT, RunFolder, append_jsonl, atomic_write, command  # noqa: E402
@@ -144,22 +143,12 @@ def triples(text: str) -> set[tuple[str, ...]]:
 
 # --- speech -----------------------------------------------------------------------------------------------------------
 
-SPEECH_RATE = 24000
-CORPUS_VOICE = ("-v", "ar", "-s", "150")  # as demo/build_corpus.py speaks
 VARIANTS = [*(f"m{i}" for i in range(1, 9)), *(f"f{i}" for i in range(1, 6)), "klatt", "klatt2", "steph", "adam"]
 OPUS = (0.8, 0.97)  # libsndfile's compression levels about the corpus's 0.91
 LATENT_NOISE = 0.2  # largest, in deviations of the latents, which the codec makes 1
 OPUS_SHARE, CODEC_SHARE = 0.15, 0.125  # of the clips: some 0.3 and 0.5 s each, where speaking takes 0.03
 CODEC_WEIGHT = 3  # a codec copy counts as three clips
 PART = 250  # clips
-
-
-def spoken(text: str, voice: tuple[str, ...] = CORPUS_VOICE) -> np.ndarray:
-    """[samples] at SPEECH_RATE."""
-    with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
-        subprocess.run(["espeak-ng", *voice, "-w", wav.name, text], check=True)
-        samples, rate = sf.read(wav.name, dtype="float32")
-    return np.clip(resample(samples, rate, SPEECH_RATE), -1, 1)
 
 
 def through_opus(samples: np.ndarray, level: float) -> np.ndarray:
@@ -180,14 +169,14 @@ def through_codec(mimi: MimiModel, samples: np.ndarray, noise: float, rng: np.ra
     return decode_latents(mimi, latents)
 
 
-def drawn_variant(rng: random.Random) -> tuple[str, ...]:
-    return ("-v", f"ar+{rng.choice(VARIANTS)}", "-s", str(rng.randint(120, 200)), "-p", str(rng.randint(25, 75)))
+def drawn_variant(rng: random.Random) -> dict:
+    return {"voice": f"ar+{rng.choice(VARIANTS)}", "speed": rng.randint(120, 200), "pitch": rng.randint(25, 75)}
 
 
-def drawn_voice(rng: random.Random) -> tuple[str, ...]:
+def drawn_voice(rng: random.Random) -> dict:
     """The corpus's voice, as it is or a little off."""
     speed, pitch = rng.choice((150, rng.randint(120, 190))), rng.choice((50, rng.randint(35, 65)))
-    return ("-v", "ar", "-s", str(speed), "-p", str(pitch))
+    return {"speed": speed, "pitch": pitch}
 
 
 def speak_part(number: int, seed: int, mimi: MimiModel, forbidden: set[tuple[str, ...]]) -> dict[str, np.ndarray]:
@@ -198,7 +187,7 @@ def speak_part(number: int, seed: int, mimi: MimiModel, forbidden: set[tuple[str
     for index in range(PART):
         text = line(rng)
         assert not triples(text) & forbidden, text
-        samples = spoken(text, drawn_variant(rng) if index % 2 else drawn_voice(rng))
+        samples = espeak(text, **(drawn_variant(rng) if index % 2 else drawn_voice(rng)))
         copies = [through_opus(samples, rng.uniform(*OPUS)) if rng.random() < OPUS_SHARE else samples]
         if index % 2 == 0 and rng.random() < 2 * CODEC_SHARE:
             deviation = rng.choice((0.0, rng.uniform(0, LATENT_NOISE)))

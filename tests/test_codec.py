@@ -110,9 +110,7 @@ def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path):
     voice = np.sin(2 * np.pi * 110 * np.arange(200 * FRAME) / SAMPLE_RATE)
     audio = 8000 * envelope * voice + noise.normal(0, 50, 200 * FRAME)
     (tmp_path / "work").mkdir()
-    np.save(
-        tmp_path / "work" / "audio.npy", (8000 * envelope * voice + noise.normal(0, 50, 200 * FRAME)).astype("int16")
-    )
+    np.save(tmp_path / "work" / "audio.npy", audio.astype("int16"))
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
     line += " --threads 1 --still-share 0.3 --critic-share 0.5 --hours"
     first = run(line, 0.0005)
