@@ -6,26 +6,32 @@ Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: t
         of demo/corpus is ever seen.
 Writes  runs/codec/ (synthesised audio, checkpoint, progress.jsonl) and, at the end, demo/codec.safetensors.
 
-    python demo/train_codec.py                              # 1.75 h on one CPU core
+    python demo/train_codec.py                              # 3 h on two CPU cores
     python demo/train_codec.py --hours 0.05 --clips 200 --work /tmp/codec --out /tmp/codec.safetensors
 
-    python demo/train_codec.py --init demo/codec.safetensors --melody-share 0 --still-share 0    # those weights further
+    python demo/train_codec.py --init demo/codec.safetensors --lr 6e-4 --melody-share 0 --ramp-share 0 --still-share 0
+                                                            # trains those weights further
 
 The same command again continues from the checkpoint. Every schedule is a function of the share of --hours spent,
 so a slower machine takes fewer steps, never longer.
 
-Objective, in parts that begin one after another, because spectral distances see no phase: a codec that starts with
-them says vowels as shaped noise, and one that whispers does not learn to sing.
-1. The waveform below 200, 400, 800 and 1600 Hz, from the start: latents and decoder come to hold the voice's phase.
-2. After --melody-share of the time also log-mel and magnitude distances of several windows: all else.
-3. After --still-share all but four of the latents' dimensions shall stay when the audio moves by part of a period. By
-   then all are full of phase: moved by 2.5 ms none was like before, and a FlowLM cannot know them from frame to frame.
+What is to be decoded is not what was heard but the same speech with its periods in step with the frames: each frame
+holds whole periods and begins with one (`in_step`). A FlowLM cannot know at which point of its period the voice will
+be, 12.5 times a second; spectral distances see no phase, so they teach a decoder to say vowels as shaped noise; and a
+waveform to be met puts the phase into every latent. In step, the waveform follows from what a FlowLM does know. The
+price: a frame's pitch moves to a multiple of 12.5 Hz, by 6.25 Hz at most.
+
+Objective, in parts that begin one after another, because a codec that first learns to whisper does not learn to sing:
+1. The waveform below 200, 400, 800, 1600 and 3200 Hz, from the start.
+2. After --melody-share of the time also log-mel and magnitude distances of several windows, at first faintly: their
+   gradient is ten times as large.
+3. After --still-share the latents shall stay when the audio moves by part of a period.
 4. After --critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
    2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
 Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
 the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
-Latents are pulled to zero mean and unit variance and disturbed by noise of up to --noise standard deviations: what a
-FlowLM predicts is never exact.
+Latents are pulled to zero mean and unit variance and disturbed by noise, in the end of up to --noise standard
+deviations: what a FlowLM predicts is never exact.
 """
 
 import argparse
@@ -49,6 +55,7 @@ from pocket_tts.modules.seanet import SEANetResnetBlock
 from pocket_tts.modules.stateful_module import StatefulModule, init_states
 from pocket_tts.utils.config import MimiConfig
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import median_filter
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -61,10 +68,14 @@ FRAME = 1920  # samples per latent: 24000 / 12.5
 MUON_SCALE = 2.5  # its rate to AdamW's
 MUON_LEAST = 16  # rows and columns of what it trains
 OUTPUT_SCALE = 0.02  # the last layer's rate to AdamW's: its weights are some 0.003, as audio is faint
-MELODY_WEIGHT = 0.5
-PHASE = 4  # of the latents' dimensions may hear when in its period the voice is
-STILL_WEIGHT = 1.0
+MELODY_WEIGHT = 2.0
+MEL_FLOOR = 1e-4  # speech is some 0.1: at 1e-3 pauses could hiss 40 dB below it, which alone is a distortion of 2.5 dB
+STILL_WEIGHT = 0.5
 SHIFT = (24, 145)  # samples, 1 to 6 ms: half a period and more
+SPECTRAL_LEAST = 0.03  # its weight at first; at once with all of it the voice is gone in fifty steps
+LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
+WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
+VOICED = 0.45  # autocorrelation at the period
 
 # --- what the codec hears ---------------------------------------------------------------------------------------------
 
@@ -117,25 +128,25 @@ def english_lines() -> list[str]:
 
 
 def synthesise(folder: Path, num_clips: int, seed: int) -> None:
-    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus voice with more melody, a quarter other
-    Arabic, a quarter English."""
+    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus's voice, a quarter the same in English, a
+    quarter other voices of both, each with more melody."""
     rng, english = random.Random(seed), english_lines()
     variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
     jobs = []
     for i in range(num_clips):
-        kind = ("corpus", "corpus", "arabic", "english")[i % 4]
-        text = rng.choice(english) + rng.choice(ENGLISH_ENDS) if kind == "english" else pseudo_arabic(rng)
+        kind = ("corpus", "corpus", "corpus", rng.choice(["arabic", "english"]))[i % 4]
         if kind == "corpus":
-            how: dict = {"melody": 150}
+            how: dict = {"voice": rng.choice(["ar", "ar", "en"]), "pitch": 60, "melody": 150}
         else:
             language = rng.choice(["en-us", "en-gb"]) if kind == "english" else "ar"
             how = {
                 "voice": f"{language}+{rng.choice(variants)}",
                 "speed": rng.randint(120, 210),
-                "pitch": rng.randint(20, 80),
+                "pitch": rng.randint(30, 90),
                 "melody": rng.randint(100, 200),
             }
-        jobs.append((text, how))
+        is_english = how["voice"].startswith("en")
+        jobs.append((rng.choice(english) + rng.choice(ENGLISH_ENDS) if is_english else pseudo_arabic(rng), how))
 
     def speak(job: tuple[str, dict]) -> np.ndarray:
         text, how = job
@@ -156,6 +167,58 @@ def draw_batch(audio: np.ndarray, batch_size: int, frames: int, rng: np.random.G
     batch = np.stack([audio[s : s + frames * FRAME] for s in starts]).astype("float32") / 32768
     gain = 10 ** (rng.uniform(-12, 3, (batch_size, 1)) / 20)
     return torch.from_numpy((batch * gain).astype("float32")).clamp(-1, 1)[:, None]
+
+
+# --- speech in step with the frames -----------------------------------------------------------------------------------
+
+
+def periods(audio: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pitch in Hz, where in its period the fundamental is (0 to 1, 0 at its crest) and whether there is one, every HOP
+    samples of audio [B, N]: [B, 1 + N // HOP] each. By autocorrelation below 1 kHz, long lags a little against."""
+    window = torch.hann_window(WINDOW)
+    looks = F.pad(audio, (WINDOW // 2, WINDOW // 2)).unfold(-1, WINDOW, HOP) * window
+    low = torch.fft.rfftfreq(4096, 1 / SAMPLE_RATE) < 1000
+    of_window = torch.fft.irfft(torch.fft.rfft(window, 4096).abs().square())[: LAGS[-1] + 1]
+    correlation = torch.fft.irfft(torch.fft.rfft(looks, 4096).abs().square() * low)[..., : LAGS[-1] + 1]
+    energy = correlation[..., :1]
+    correlation = (correlation / (energy + 1e-9) * of_window[0] / of_window)[..., LAGS[0] :]
+    best = (correlation * (1 - 0.15 * torch.from_numpy(LAGS) / LAGS[-1])).argmax(-1, keepdim=True)
+    hz = SAMPLE_RATE / (best + LAGS[0])
+    seconds = torch.arange(-WINDOW // 2, WINDOW // 2) / SAMPLE_RATE
+    phase = (looks * torch.exp(-2j * torch.pi * hz * seconds)).sum(-1).angle() / (2 * torch.pi)
+    voiced = (correlation.gather(-1, best) > VOICED) & (energy > 1e-3 * energy.amax(1, keepdim=True))
+    return hz[..., 0].numpy(), phase.numpy(), voiced[..., 0].numpy()
+
+
+def in_step(audio: torch.Tensor) -> torch.Tensor:
+    """Audio [B, N] with the periods of its voice moved so that each FRAME from the start on holds a whole number of
+    them and begins with one: TD-PSOLA (Moulines and Charpentier 1990). What has no voice keeps its place within part
+    of a period, and so does every sound."""
+    return torch.from_numpy(np.stack([crop_in_step(*crop) for crop in zip(audio.numpy(), *periods(audio))]))
+
+
+def crop_in_step(samples: np.ndarray, hz: np.ndarray, phase: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+    """One crop of `in_step`: what stands at each new period's beginning is what stood at the nearest old one's; between
+    two they are crossfaded."""
+    if voiced.sum() < 3:
+        return samples
+    time, looks = np.arange(len(samples)), np.arange(len(hz))
+    pitch = np.interp(looks, looks[voiced], median_filter(hz[voiced], 5))
+    passed = np.cumsum(np.interp(time, looks * HOP, pitch)) / SAMPLE_RATE  # periods
+    edges = np.append(passed[::FRAME], passed[-1])
+    held, frame = np.diff(edges), time // FRAME
+    whole = np.maximum(np.round(held), 1)
+    place = (np.cumsum(whole) - whole)[frame] + (whole / held)[frame] * (passed - edges[frame])
+    starts = np.interp(np.arange(int(place[-1]) + 2), place, time)
+    near = np.minimum(np.round(starts / HOP).astype(int), len(hz) - 1)
+    old = phase[near] + hz[near] * (starts - near * HOP) / SAMPLE_RATE
+    shift = (np.round(old) - old) / pitch[near] * SAMPLE_RATE
+    known = np.flatnonzero(voiced[near])
+    shift = np.round(np.interp(np.arange(len(shift)), known, shift[known])).astype(int) if len(known) else 0 * near
+    period = place.astype(int)
+    fade = 0.5 - 0.5 * np.cos(np.pi * (place - period))
+    one, next_one = (samples[np.clip(time + shift[period + i], 0, len(samples) - 1)] for i in (0, 1))
+    return ((1 - fade) * one + fade * next_one).astype("float32")
 
 
 # --- the codec --------------------------------------------------------------------------------------------------------
@@ -210,10 +273,10 @@ def scale_layers(mimi: MimiModel, audio: torch.Tensor) -> None:
 
 
 def phase_share(latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """Of latents [B, T, C] but the first PHASE dimensions, what changes when the audio is `moved` by part of a period:
-    the mean over dimensions of the change's variance over that of two that know nothing of each other, 0 to 1."""
+    """Of latents [B, T, C], what changes when the audio is `moved` by part of a period: the mean over dimensions of the
+    change's variance over that of two that know nothing of each other, 0 to 1."""
     change, variance = (latents - moved).square().mean((0, 1)), latents.var((0, 1))
-    return (change / (2 * variance + 1e-6))[PHASE:].mean()
+    return (change / (2 * variance + 1e-6)).mean()
 
 
 def fold_scale(mimi: MimiModel, std: torch.Tensor) -> None:
@@ -231,7 +294,7 @@ class MelodyDistance(nn.Module):
     log 2 for silence and more for a wrong phase: what it pulls at is the waveform of the voice and of its first
     harmonics."""
 
-    def __init__(self, samples: int, bands: tuple[float, ...] = (200.0, 400.0, 800.0, 1600.0)):
+    def __init__(self, samples: int, bands: tuple[float, ...] = (200.0, 400.0, 800.0, 1600.0, 3200.0)):
         super().__init__()
         hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
         self.register_buffer("masks", torch.stack([torch.sigmoid((band - hz) / (0.05 * band)) for band in bands]))
@@ -261,7 +324,7 @@ class SpectralDistance(nn.Module):
                 torch.cat([x, y])[:, 0], n, n // 4, window=getattr(self, f"window_{n}"), return_complex=True
             )
             power = spectrum.real**2 + spectrum.imag**2 + 1e-8
-            mel = torch.log(torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{n}") + 1e-3)
+            mel = torch.log(torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{n}") + MEL_FLOOR)
             a, b = mel.chunk(2)
             c, d = (power**0.15).chunk(2)
             total = total + F.l1_loss(a, b) + 2 * F.l1_loss(c, d)
@@ -338,7 +401,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--init", type=Path, help="weights file of a codec to train further")
-    p.add_argument("--hours", type=float, default=1.75, help="wall-clock budget over all continuations")
+    p.add_argument("--hours", type=float, default=3.0, help="wall-clock budget over all continuations")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
     p.add_argument("--batch-size", type=int, default=6, help="crops per step")
     p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
@@ -348,12 +411,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1.2e-3,
         help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; the discriminators keep 0.4 of the peak",
     )
-    p.add_argument("--melody-share", type=float, default=0.04, help="share of the time for the low waveform alone")
-    p.add_argument("--still-share", type=float, default=0.12, help="share of the time before latents shall be still")
+    p.add_argument("--melody-share", type=float, default=0.07, help="share of the time for the low waveform alone")
+    p.add_argument("--ramp-share", type=float, default=0.1, help="and from there until spectra and noise count fully")
+    p.add_argument("--still-share", type=float, default=0.15, help="share of the time before latents shall be still")
     p.add_argument("--critic-share", type=float, default=0.8, help="share of the time before the discriminators start")
     p.add_argument(
-        "--noise", type=float, default=0.2, help="largest latent noise, in standard deviations, drawn per crop"
+        "--noise", type=float, default=0.4, help="largest latent noise, in standard deviations, drawn per crop"
     )
+    p.add_argument("--decoder-only", action="store_true", help="leave the encoder, so a cache of latents stays valid")
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args(argv)
@@ -373,11 +438,15 @@ class Training:
             self.mimi.load_state_dict(weights)
         else:
             scale_layers(self.mimi, draw_batch(audio, args.batch_size, args.frames, np.random.default_rng(args.seed)))
-        weights = [p for p in self.mimi.parameters() if p.ndim > 1]
+        if args.decoder_only:
+            for part in (self.mimi.encoder, self.mimi.encoder_transformer, self.mimi.downsample):
+                part.requires_grad_(False)
+        trained = [p for p in self.mimi.parameters() if p.requires_grad]
+        weights = [p for p in trained if p.ndim > 1]
         self.weights = [p for p in weights if min(p.shape[0], p[0].numel()) >= MUON_LEAST]
         self.matrices = [p.detach().flatten(1) for p in self.weights]  # views
         output = list(self.mimi.decoder.model[-1].parameters())
-        rest = [p for p in self.mimi.parameters() if not any(p is other for other in self.weights + output)]
+        rest = [p for p in trained if not any(p is other for other in self.weights + output)]
         style = {"betas": (0.8, 0.99), "weight_decay": 0.01}
         groups = [{"params": rest, "scale": 1.0}, {"params": output, "scale": OUTPUT_SCALE}]
         self.optimiser = torch.optim.AdamW(groups, args.lr, **style)
@@ -426,21 +495,23 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = group["scale"] * lr
         self.muon.param_groups[0]["lr"] = MUON_SCALE * lr
-        longer = draw_batch(self.audio, args.batch_size, args.frames + 1, self.rng)
-        real = longer[..., :-FRAME]
-        latents = mimi.encode_to_latent(real)
+        longer = draw_batch(self.audio, args.batch_size, args.frames + 2, self.rng)
+        real = in_step(longer[:, 0])[:, None, FRAME:-FRAME]
+        latents = mimi.encode_to_latent(longer[..., FRAME:-FRAME])
         std, mean = latents.std((0, 1)), latents.mean((0, 1))
-        level = torch.rand(len(real), 1, 1) * args.noise
+        ramp = min(1.0, max(0.0, (share - args.melody_share) / (args.ramp_share + 1e-9)))
+        level = torch.rand(len(real), 1, 1) * args.noise * (0.1 + 0.9 * ramp)
         fake = decode(mimi, latents + level * std * torch.randn_like(latents))
         melody = self.melody(fake, real)
         moments = (std.log() ** 2).mean() + (mean**2).mean()
         loss, record = MELODY_WEIGHT * melody + 0.02 * moments, {"melody": melody, "moments": moments}
         if share >= args.melody_share:
             record["spectral"] = self.distance(fake, real)
-            loss = loss + record["spectral"]
-        if share >= args.still_share:
-            shift = int(self.rng.integers(*SHIFT))
-            record["still"] = phase_share(latents, mimi.encode_to_latent(longer[..., shift : shift - FRAME]))
+            loss = loss + SPECTRAL_LEAST ** (1 - ramp) * record["spectral"]
+        if share >= args.still_share and not args.decoder_only:
+            shift = FRAME + int(self.rng.integers(*SHIFT))
+            there = mimi.encode_to_latent(longer[..., shift : shift - 2 * FRAME])
+            record["still"] = phase_share(latents, there)
             loss = loss + STILL_WEIGHT * record["still"]
         if share >= args.critic_share:
             more, of_critic = self.against_critic(real, fake)
@@ -500,10 +571,11 @@ def main() -> None:
     # 3. Unit variance exactly, then the weights file.
     mimi = training.mimi
     mimi.load_state_dict(training.ema)
-    with torch.no_grad():
+    if not args.decoder_only:
         rng = np.random.default_rng(args.seed)
-        latents = torch.cat([mimi.encode_to_latent(draw_batch(audio, 16, 50, rng)) for _ in range(8)])
-        fold_scale(mimi, latents.std((0, 1)))
+        with torch.no_grad():
+            latents = torch.cat([mimi.encode_to_latent(draw_batch(audio, 16, 50, rng)) for _ in range(8)])
+            fold_scale(mimi, latents.std((0, 1)))
     tmp = args.out.with_suffix(".tmp")
     save_file({f"mimi.{k}": v.contiguous() for k, v in mimi.state_dict().items()}, tmp)
     os.replace(tmp, args.out)

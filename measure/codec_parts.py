@@ -2,7 +2,7 @@
 """What each part of the codec's recipe contributes: demo/train_codec.py without it, or with another, for equal time.
 
     apt-get install espeak-ng
-    python measure/codec_parts.py                                        # 15 minutes a part on one CPU core
+    python measure/codec_parts.py                                        # 40 minutes a part on one CPU core
     python measure/codec_parts.py --minutes 0.2 --clips 2 --sentences 1 --out runs/codec_parts.json    # does it run?
 
 Writes  --work, a folder a part with checkpoint and progress; --out, JSON: of each part the steps it made and how its
@@ -76,21 +76,22 @@ def nothing(*_: object) -> None:
     """In the place of `scale_layers`, and where a part does nothing."""
 
 
-# Of the time each part takes, as a quarter of an hour needs them: the low waveform is learnt in some 300 steps.
-SHARES = {"melody_share": 0.2, "still_share": 0.4, "critic_share": 0.8}
+# Of the time each part takes: a voice in step takes some 1,000 steps of the low waveform.
+SHARES = {"melody_share": 0.4, "ramp_share": 0.3, "still_share": 0.7, "critic_share": 0.85}
 # A part: what stands in the module for it, what in the arguments, and what it does to arguments and training.
 PARTS: dict[str, dict] = {
     "recipe": {},
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
-    "low waveform and spectra at once": {"args": {"melody_share": 0.0}},
-    "latents full of phase": {"args": {"still_share": 1.0}},
-    "still latents from the start": {"args": {"still_share": 0.0}},
+    "low waveform and spectra at once": {"args": {"melody_share": 0.0, "ramp_share": 0.0}},
+    "spectra with all their weight": {"args": {"ramp_share": 0.0}},
+    "speech as it was heard": {"module": {"in_step": lambda audio: audio}},
+    "latents not asked to stay": {"args": {"still_share": 1.0}},
     "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
     "without discriminators": {"args": {"critic_share": 1.0}},
     "discriminators early": {"args": {"critic_share": 0.4}},
     "pitch head for the low waveform": {
-        "args": {"melody_share": 0.0},  # the head alone would leave the decoder without a gradient
+        "args": {"melody_share": 0.0, "ramp_share": 0.0},  # the head alone would leave the decoder without a gradient
         "after": lambda training: setattr(training, "melody", PitchHead(training)),
     },
     "decoder half as wide again": {"before": wide_decoder},
@@ -114,7 +115,7 @@ def trained(work: Path, audio: np.ndarray, minutes: float, part: dict) -> Traini
 
 def main() -> None:
     p = parser(__doc__, ROOT / "samples" / "codec_parts.json")
-    p.add_argument("--minutes", type=real(0.01, 600), default=15.0, help="of one core, a part")
+    p.add_argument("--minutes", type=real(0.01, 600), default=40.0, help="of one core, a part")
     p.add_argument("--clips", type=whole(1), default=4000, help="espeak-ng clips to train on")
     p.add_argument("--sentences", type=whole(1), default=20, help="of the corpus's test split, to compare")
     p.add_argument("--work", type=location, default=Path("runs/codec_parts"))

@@ -37,9 +37,12 @@ REPORT, README = DOCUMENTS["exploration_report.md"], DOCUMENTS["README.md"]
 
 
 def commands() -> list[str]:
-    """The lines of every indented block of every document, continued ones joined, comments off."""
+    """The lines of every indented block of every document and the recipes of the Makefile's `demo` and `rebuild`,
+    continued ones joined, comments off."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").expandtabs(4)
+    recipes = "".join(re.findall(r"^(?:demo|rebuild):.*\n((?: {4}.*\n)+)", makefile, re.M)).replace("$(BIN)/", "")
     found = []
-    for text in DOCUMENTS.values():
+    for text in [*DOCUMENTS.values(), recipes.replace("$(MAKE)", "make").replace("@echo", "echo")]:
         for block in re.findall(r"(?:^ {4,}\S.*\n)+", text, re.M):
             found += re.sub(r"\\\n", " ", block).splitlines()
     return [line.strip() for line in found if line.strip()]
