@@ -77,6 +77,8 @@ LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
 VOICED = 0.45  # autocorrelation at the period
 
+VOICE = {"pitch": 60, "melody": 150}  # of the corpus that is to be made with this codec
+
 # --- what the codec hears ---------------------------------------------------------------------------------------------
 
 CONSONANTS = "ءبتثجحخدذرزسشصضطظعغفقكلمنهوي"
@@ -128,19 +130,17 @@ def english_lines() -> list[str]:
 
 
 def synthesise(folder: Path, num_clips: int, seed: int) -> None:
-    """Write `num_clips` espeak-ng clips to one int16 array: half the corpus's voice, a quarter the same in English, a
-    quarter other voices of both, each with more melody."""
+    """Write `num_clips` espeak-ng clips to one int16 array: half Arabic in VOICE, a quarter English in it, a quarter
+    other voices of both."""
     rng, english = random.Random(seed), english_lines()
     variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
     jobs = []
     for i in range(num_clips):
-        kind = ("corpus", "corpus", "corpus", rng.choice(["arabic", "english"]))[i % 4]
-        if kind == "corpus":
-            how: dict = {"voice": rng.choice(["ar", "ar", "en"]), "pitch": 60, "melody": 150}
+        if i % 4:
+            how: dict = VOICE | {"voice": rng.choice(["ar", "ar", "en"])}
         else:
-            language = rng.choice(["en-us", "en-gb"]) if kind == "english" else "ar"
             how = {
-                "voice": f"{language}+{rng.choice(variants)}",
+                "voice": f"{rng.choice(['ar', 'ar', 'en-us', 'en-gb'])}+{rng.choice(variants)}",
                 "speed": rng.randint(120, 210),
                 "pitch": rng.randint(30, 90),
                 "melody": rng.randint(100, 200),

@@ -5,10 +5,11 @@
     python measure/codec.py                                                 # demo's: samples/codec.json
     python measure/codec.py --weights runs/codec/new.safetensors --clips 8 --out runs/codec.json
 
-Reads   demo/corpus, whose test sentences it hears as recorded and, by espeak-ng, in another Arabic voice; English lines
-        of demo/train_codec.py. The codec was trained on none of these sentences.
-Writes  --out, JSON: for each voice and noise what differs (distortion, pitch, voicing) and, of Arabic, what a scorer
-        hears; how much of the corpus's latents changes when its audio moves by some ms; --wavs, VOICE/KIND/ID.wav.
+Reads   demo/corpus, whose test sentences it hears as recorded and, by espeak-ng, in the voice that demo/train_codec.py
+        trains for and in another; English lines of that script. The codec was trained on none of these sentences.
+Writes  --out, JSON: for each voice, of round trips with and without noise and of the codec's target (`in step`), what
+        differs (distortion, pitch, voicing) and, of Arabic, what a scorer hears; how much of the corpus's latents
+        changes when its audio moves by some ms; --wavs, VOICE/KIND/ID.wav.
 """
 
 import csv
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "demo"))
 from build_corpus import espeak
-from train_codec import FRAME, SAMPLE_RATE, english_lines
+from train_codec import FRAME, SAMPLE_RATE, VOICE, english_lines, in_step, phase_share
 
 from pocket_arabic.audio import read_audio
 from pocket_arabic.base import decode_latents, load_config, load_mimi
@@ -33,7 +34,7 @@ from pocket_arabic.checkpoint import sha256
 from pocket_arabic.evaluation import Sound, distances
 from pocket_arabic.run import command, location, whole
 
-NOISES = (0.0, 0.1)  # in deviations of the latents
+NOISES = (0.0, 0.1, 0.5)  # in deviations of the latents
 MOVES_MS = (1, 2.5, 5, 10, 20, 80)
 OTHER_VOICE, ENGLISH_VOICE = "ar+f2", "en"
 
@@ -47,6 +48,7 @@ def voices(number: int) -> Iterator[tuple[str, list[tuple[dict, np.ndarray]]]]:
     english = [f"{line}." for line in lines[:: len(lines) // number][:number]]
     recorded = [read_audio(ROOT / "demo" / "corpus" / row["file_name"], SAMPLE_RATE) for row in rows]
     yield "corpus", described(texts, recorded)
+    yield "its own", described(texts, [espeak(text, **VOICE) for text in texts])
     yield "another Arabic voice", described(texts, [espeak(text, OTHER_VOICE) for text in texts])
     yield "English", described(english, [espeak(text, ENGLISH_VOICE) for text in english])
 
@@ -68,19 +70,17 @@ def round_trips(mimi: MimiModel, audio: list[np.ndarray], noise: float) -> list[
 
 @torch.no_grad()
 def moved(mimi: MimiModel, audio: list[np.ndarray]) -> dict[str, float]:
-    """What part of the latents changes when the audio begins some ms later: the change's variance over that of two
-    latents that know nothing of each other. Content changes in tens of ms; what changes in 5 is phase."""
+    """What part of the latents changes when the audio begins some ms later. Content changes in tens of ms; what changes
+    in 5 is phase."""
 
     def latents(shift: int) -> list[torch.Tensor]:
         cut = [samples[shift:][: (len(samples) - shift) // FRAME * FRAME] for samples in audio]
         return [mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0] for samples in cut]
 
     first, found = latents(0), {}
-    variance = torch.cat(first).var(0).sum()
     for ms in MOVES_MS:
-        pairs = zip(first, latents(round(ms * SAMPLE_RATE / 1000)))
-        change = torch.cat([(a[: len(b)] - b).square().sum(1) for a, b in pairs]).mean()
-        found[str(ms)] = round((change / (2 * variance)).item(), 3)
+        pairs = [(a[: len(b)], b) for a, b in zip(first, latents(round(ms * SAMPLE_RATE / 1000)))]
+        found[str(ms)] = round(phase_share(*(torch.cat(part)[None] for part in zip(*pairs))).item(), 3)
     return found
 
 
@@ -107,7 +107,9 @@ def main() -> None:
     for voice, clips in voices(args.clips):
         rows, audio = zip(*clips)
         real = [Sound.of(samples, SAMPLE_RATE) for samples in audio]
-        kinds = {"recording": audio} | {f"noise {noise}": round_trips(mimi, audio, noise) for noise in NOISES}
+        target = [in_step(torch.from_numpy(samples)[None])[0].numpy() for samples in audio]
+        kinds = {"recording": audio, "in step": target}
+        kinds |= {f"noise {noise}": round_trips(mimi, audio, noise) for noise in NOISES}
         for kind, spoken in kinds.items():
             clips = kept(args.wavs / voice / kind, rows, spoken)
             figures = {} if voice == "English" else score(clips, args.scorer)[1]

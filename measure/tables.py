@@ -162,13 +162,14 @@ CODECS = {"codec.json": "embedded", "codec_next.json": "next"}
 @block
 def codec_voices() -> list[str]:
     rows = []
-    for file, name in CODECS.items():
+    noisy = ("noise 0.0", "noise 0.1", "noise 0.5")
+    for name, file, shown in (("target", "codec_next.json", ("in step",)), *((n, f, noisy) for f, n in CODECS.items())):
         for voice, kinds in read(file)["voices"].items():
-            for kind in ("noise 0.0", "noise 0.1"):
+            for kind in shown:
                 measured = fixed((kinds[kind][key] for key in ("mcd_db", "f0_correlation", "voicing_error")), 2)
                 floor, heard = (kinds[k].get("cer_no_marks_mean") for k in ("recording", kind))
                 error = f"{heard:.3f} ({floor:.3f})" if heard is not None else ""
-                rows.append((name, voice, kind.removeprefix("noise "), *measured, error))
+                rows.append((name, voice, kind.partition("noise ")[2], *measured, error))
     titles = "codec | voice | latent noise | distortion, dB | pitch correlation | voicing error | error (recordings')"
     return table(titles, rows)
 
