@@ -98,7 +98,7 @@ def architecture() -> list[str]:
         found = read("audit.json")[base]
         shape, lm, mimi = found["transformer"], found["parameters"]["flow_lm"], found["parameters"]["mimi"]
         parts = [lm[part] for part in ("transformer", "flow_net", "conditioner")]
-        parts += [sum(mimi[part] for part in side) for side in (ENCODER, DECODER)]
+        parts += [sum(mimi.get(part, 0) for part in side) for side in (ENCODER, DECODER)]
         size = f"{found['parameters']['together'] / 1e6:.1f}M"
         layers = f"{shape['layers']} of {shape['width']}, {shape['heads']} heads"
         rows.append((title, found["tensors"], size, layers, *(f"{count / 1e6:.2f}M" for count in parts)))
@@ -163,7 +163,8 @@ CODECS = {"codec.json": "embedded", "codec_next.json": "next"}
 def codec_voices() -> list[str]:
     rows = []
     noisy = ("noise 0.0", "noise 0.1", "noise 0.5")
-    for name, file, shown in (("target", "codec_next.json", ("in step",)), *((n, f, noisy) for f, n in CODECS.items())):
+    targets = [("target", "codec.json", ("in step",)), ("next's target", "codec_next.json", ("in step",))]
+    for name, file, shown in (*targets, *((n, f, noisy) for f, n in CODECS.items())):
         for voice, kinds in read(file)["voices"].items():
             for kind in shown:
                 measured = fixed((kinds[kind][key] for key in ("mcd_db", "f0_correlation", "voicing_error")), 2)

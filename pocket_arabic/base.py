@@ -239,7 +239,8 @@ def check_teacher(config: Config, teacher: Config, same_tokenizer: bool) -> None
 def encoder_hash(mimi: MimiModel) -> str:
     """SHA-256 of what turns audio into latents; latents of two encoders never mix."""
     digest = hashlib.sha256()
-    for module in (mimi.encoder, mimi.encoder_transformer, mimi.downsample):
+    parts = (mimi.encoder, mimi.encoder_transformer, getattr(mimi, "downsample", None))  # the last not in every codec
+    for module in filter(None, parts):
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()

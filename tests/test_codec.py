@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from scripts import ROOT, run
 from torch import nn
@@ -82,6 +83,22 @@ def test_the_share_of_phase_is_that_of_what_is_moved():
     assert phase_share(first, (first + other) / 2**0.5).item() == pytest.approx(1 - 0.5**0.5, abs=0.02)
 
 
+def test_what_a_sketch_shall_read_is_what_is_heard():
+    """A steady voice: its periods in every frame but the first two, twice as loud log 2 more in every band that it
+    fills; of silence no voice. A sketch's context is the latent and the two before."""
+    time = torch.arange(8 * FRAME, dtype=torch.float64) / SAMPLE_RATE
+    voice = sum(torch.cos(2 * math.pi * k * 137 * time) for k in range(1, 20))[None].float() / 50
+    sketch = train_codec.Sketch(32)
+    mel, voiced, counts = sketch.heard(torch.cat([voice, 2 * voice, 0 * voice]))
+    assert mel.shape == (3, 4, 16 * 64) and voiced.shape == (3, 4, 8) and counts.shape == (3, 4)
+    assert (counts[:2] == round(137 / 12.5)).all() and not counts[2].any()
+    assert voiced[:2].all() and not voiced[2].any()
+    low = mel.unflatten(2, (16, 64))[..., :32]  # below 2.6 kHz, where the voice is
+    assert torch.allclose(low[1] - low[0], torch.tensor(2.0).log(), atol=0.05)
+    latents = torch.arange(5.0).view(1, 5, 1)
+    assert sketch.context(latents).tolist() == [[[2, 1, 0], [3, 2, 1], [4, 3, 2]]]
+
+
 def test_what_changes_when_audio_moves_is_measured():
     """measure/codec.py: a latent that is a frame's first sample changes with any move of noise, one that is the mean of
     a steady sound with none."""
@@ -113,32 +130,43 @@ def test_layers_start_at_unit_variance(tiny_base):
 def test_one_pass_gives_codec_and_discriminators_their_own_gradients(tiny_base, tmp_path, monkeypatch):
     """As three passes would: the discriminators' gradient of their loss without the codec's, the codec's of its own
     loss through discriminators that have not stepped yet."""
-    audio = np.random.default_rng(0).integers(-9000, 9000, 30 * FRAME).astype(np.int16)
     args = train_codec.parse_args(["--config", f"{tiny_base}", "--work", f"{tmp_path}"])
-    training = train_codec.Training(args, audio)
-    monkeypatch.setattr(training.critic_optimiser, "step", lambda: None)
+    latents, speech = np.zeros((1, 14, 32), "float32"), np.zeros((1, 14 * FRAME), "int16")
+    training = train_codec.DecoderTraining(args, train_codec.load_mimi(tiny_base), latents, speech)
+    monkeypatch.setattr(training.helper_optimiser, "step", lambda: None)
     real, fake = (torch.randn(2, 1, 4 * FRAME) / 10 for _ in range(2))
     fake.requires_grad_()
     start = int(np.random.default_rng([0, 0]).integers(2 * FRAME))
     training.rng = np.random.default_rng([0, 0])
     training.against_critic(real, fake)[0].backward()
-    mine, given = fake.grad, [p.grad.clone() for p in training.critic.parameters()]
+    mine, given = fake.grad, [p.grad.clone() for p in training.helper.parameters()]
 
     half = slice(start, start + 2 * FRAME)
-    for p in training.critic.parameters():
+    for p in training.helper.parameters():
         p.grad = None
-    scores = zip(training.critic(real[..., half]), training.critic(fake.detach()[..., half]))
+    scores = zip(training.helper(real[..., half]), training.helper(fake.detach()[..., half]))
     sum((1 - r[-1]).relu().mean() + (1 + f[-1]).relu().mean() for r, f in scores).div(8).backward()
-    assert all(torch.allclose(a, p.grad, atol=1e-7) for a, p in zip(given, training.critic.parameters()))
+    assert all(torch.allclose(a, p.grad, atol=1e-7) for a, p in zip(given, training.helper.parameters()))
     with torch.no_grad():
-        kept = training.critic(real[..., half])
-    adversarial, features = generator_terms(training.critic(fake[..., half]), kept)
+        kept = training.helper(real[..., half])
+    adversarial, features = generator_terms(training.helper(fake[..., half]), kept)
     wanted = torch.autograd.grad(0.1 * adversarial + 0.5 * features, fake)[0]
     assert wanted.abs().sum() > 0 and torch.allclose(mine, wanted, atol=1e-8)
 
 
-def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path):
-    """Two calls of one command: the second goes on where the first was; the weights are those a base loads."""
+@pytest.mark.parametrize("rate", [200, 12.5])
+def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path, rate):
+    """Two calls of one command: the second goes on where the first was; the weights are those a base loads. Also of a
+    codec whose transformers run at the latents' rate."""
+    if rate == 12.5:
+        config = yaml.safe_load(tiny_base.read_text())
+        mimi, width = config["mimi"], config["mimi"]["transformer"]["input_dimension"]
+        for part in ("seanet", "decoder_seanet"):
+            mimi[part] = mimi[part] | {"ratios": [20, 12, 8]}
+        mimi["transformer"] |= {"output_dimensions": [32]}
+        mimi["quantizer"]["output_dimension"] = width
+        tiny_base = tmp_path / "slow.yaml"
+        tiny_base.write_text(yaml.safe_dump(config))
     noise = np.random.default_rng(0)
     envelope = np.repeat(noise.uniform(0, 1, 200), FRAME)
     voice = np.sin(2 * np.pi * 110 * np.arange(200 * FRAME) / SAMPLE_RATE)
@@ -146,12 +174,12 @@ def test_a_codec_trains_continues_and_has_unit_latents(tiny_base, tmp_path):
     (tmp_path / "work").mkdir()
     np.save(tmp_path / "work" / "audio.npy", audio.astype("int16"))
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
-    line += " --threads 1 --still-share 0.3 --critic-share 0.5 --hours"
+    line += " --threads 1 --melody-share 0.2 --critic-share 0.5 --encoder-hours 0.0005 --decoder-hours"
     first = run(line, 0.0005)
     assert first.returncode == 0, first.stderr
     second = run(line, 0.001)
     assert second.returncode == 0, second.stderr
-    assert "continuing at step" in second.stdout
+    assert "encoder: continuing at step" in second.stdout and "quantizer: continuing at step" in second.stdout
     weights = {k.removeprefix("mimi."): v for k, v in load_file(tmp_path / "c.safetensors").items()}
     mimi = train_codec.load_mimi(tiny_base)
     mimi.load_state_dict(weights)
@@ -169,7 +197,7 @@ def test_the_decoder_alone_trains_further(tiny_base, tmp_path):
     start = {f"mimi.{k}": v for k, v in train_codec.load_mimi(tiny_base).state_dict().items()}
     save_file(start, tmp_path / "start.safetensors")
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors --threads 1"
-    line += f" --init {tmp_path}/start.safetensors --decoder-only --melody-share 0 --still-share 0 --hours 0.0005"
+    line += f" --init {tmp_path}/start.safetensors --encoder-hours 0 --melody-share 0 --decoder-hours 0.0005"
     result = run(line)
     assert result.returncode == 0, result.stderr
     trained = load_file(tmp_path / "c.safetensors")
