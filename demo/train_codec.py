@@ -615,6 +615,11 @@ class EncoderTraining(Training):
         record["still"] = phase_share(latents[:half], there)
         return loss + MOMENTS_WEIGHT * record["moments"] + STILL_WEIGHT * record["still"], record
 
+    def take_step(self, share: float) -> dict[str, float]:
+        record = super().take_step(share)
+        self.helper_optimiser.step()
+        return record
+
     def disturbed(self, latents: torch.Tensor) -> torch.Tensor:
         level = torch.rand(len(latents), 1, 1) * self.args.noise
         return latents + level * latents.detach().std((0, 1)) * torch.randn_like(latents)

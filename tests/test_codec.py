@@ -99,6 +99,22 @@ def test_what_a_sketch_shall_read_is_what_is_heard():
     assert sketch.context(latents).tolist() == [[[2, 1, 0], [3, 2, 1], [4, 3, 2]]]
 
 
+@pytest.mark.parametrize("replays", [0, 2])
+def test_a_step_of_the_encoder_trains_encoder_and_sketch_only(tiny_base, tmp_path, monkeypatch, replays):
+    monkeypatch.setattr(train_codec, "REPLAYS", replays)
+    args = train_codec.parse_args(["--config", f"{tiny_base}", "--work", f"{tmp_path}", "--batch-size", "2"])
+    audio = np.random.default_rng(0).integers(-9000, 9000, 40 * FRAME).astype(np.int16)
+    training = train_codec.EncoderTraining(args, train_codec.load_mimi(tiny_base), audio)
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (training.mimi, training.helper)]
+    for _ in range(2):
+        training.take_step(0.1)
+    changed = [
+        {k.split(".")[0] for k, v in module.state_dict().items() if not torch.equal(v, old[k])}
+        for module, old in zip((training.mimi, training.helper), before)
+    ]
+    assert changed == [{"encoder", "encoder_transformer", "downsample"}, {"read"}]
+
+
 def test_what_changes_when_audio_moves_is_measured():
     """measure/codec.py: a latent that is a frame's first sample changes with any move of noise, one that is the mean of
     a steady sound with none."""
