@@ -300,6 +300,11 @@ def phase_share(latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
     return (change / (2 * variance + 1e-6)).mean()
 
 
+def disturbed(latents: torch.Tensor, std: torch.Tensor, most: float) -> torch.Tensor:
+    """Latents [B, T, C] with noise of 0 to `most` times their deviations `std` [C], drawn for each of the B."""
+    return latents + torch.rand(len(latents), 1, 1) * most * std * torch.randn_like(latents)
+
+
 def fold_scale(mimi: MimiModel, audio: np.ndarray, rng: np.random.Generator) -> None:
     """Make each latent dimension's standard deviation on `audio` 1: divide the encoder's last weights."""
     with torch.no_grad():
@@ -365,7 +370,7 @@ def sketch_loss(read: dict[str, torch.Tensor]) -> torch.Tensor:
     return read["mel"] + VOICING_WEIGHT * read["voicing"] + PERIODS_WEIGHT * read["periods"]
 
 
-# --- what teaches the decoder -------------------------------------------------------------------------------------
+# --- what teaches the decoder -----------------------------------------------------------------------------------------
 
 
 class MelodyDistance(nn.Module):
@@ -489,7 +494,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--lr",
         type=float,
         default=1.2e-3,
-        help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; the discriminators keep 0.4 of the peak",
+        help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; sketch and discriminators 0.4 of the peak",
     )
     p.add_argument("--melody-share", type=float, default=0.07, help="share of the decoder's time for the low waveform")
     p.add_argument("--ramp-share", type=float, default=0.1, help="and from there until spectra and noise count fully")
@@ -621,8 +626,7 @@ class EncoderTraining(Training):
         return record
 
     def disturbed(self, latents: torch.Tensor) -> torch.Tensor:
-        level = torch.rand(len(latents), 1, 1) * self.args.noise
-        return latents + level * latents.detach().std((0, 1)) * torch.randn_like(latents)
+        return disturbed(latents, latents.detach().std((0, 1)), self.args.noise)
 
 
 def keep_frames(mimi: MimiModel, audio: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -662,8 +666,7 @@ class DecoderTraining(Training):
         real = torch.from_numpy(self.speech[drawn].astype("float32") / 32767)[:, None]
         latents = torch.from_numpy(self.latents[drawn])
         ramp = min(1.0, max(0.0, (share - args.melody_share) / (args.ramp_share + 1e-9)))
-        level = torch.rand(len(real), 1, 1) * args.noise * (0.1 + 0.9 * ramp)
-        fake = decode(self.mimi, latents + level * self.std * torch.randn_like(latents))
+        fake = decode(self.mimi, disturbed(latents, self.std, args.noise * (0.1 + 0.9 * ramp)))
         record = {"melody": self.melody(fake, real)}
         loss = MELODY_WEIGHT * record["melody"]
         if share >= args.melody_share:
