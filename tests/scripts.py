@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, f"{ROOT}")
 # What every process of the tests gets: the one that runs them, those that it starts, and the one that forks.
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}"}
+# What numba compiles of librosa it keeps in files that two processes must not write at once: with one folder for all
+# workers the files of different signatures were mixed in one of two trials, and every later process crashed (SIGSEGV).
+os.environ["NUMBA_CACHE_DIR"] = f"{ROOT}/.pytest_cache/numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 # Ctrl-C is heard also where a shell has started the tests in the background, which lets its jobs ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
