@@ -4,13 +4,14 @@
 Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: the Arabic it hears is pseudo-words
         drawn from roots and patterns, the English is the manual text inside the Python interpreter, so no sentence
         of demo/corpus is ever seen.
-Writes  runs/codec/ (synthesised audio, checkpoints, progress.jsonl) and, at the end, demo/codec.safetensors.
+Writes  runs/codec/ (synthesised audio, what is heard and to be said, checkpoints, progress.jsonl) and, at the end,
+        demo/codec.safetensors.
 
-    python demo/train_codec.py                              # 3.5 h on two CPU cores
-    python demo/train_codec.py --encoder-hours 0.05 --decoder-hours 0.05 --clips 200 --work /tmp/codec \
-        --out /tmp/codec.safetensors                        # does it run?
-    python demo/train_codec.py --init demo/codec.safetensors --encoder-hours 0 --melody-share 0 --ramp-share 0
-                                                            # trains its decoder further; caches of latents stay valid
+    python demo/train_codec.py                                                                  # HOURS on two CPU cores
+    python demo/train_codec.py --code-hours 0.01 --both-hours 0.03 --decoder-hours 0.03 --clips 200 --work /tmp/codec \
+        --out /tmp/codec.safetensors                                                            # does it run?
+    python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --melody-share 0 \
+        --ramp-share 0 --work runs/further      # trains its decoder further; caches of latents stay valid
 
 The same command again continues from the checkpoints. Every schedule is a function of the share of the hours spent, so
 a slower machine takes fewer steps, never longer.
@@ -21,16 +22,20 @@ be, 12.5 times a second; spectral distances see no phase, so they teach a decode
 waveform to be met puts the phase into every latent. In step, the waveform follows from what a FlowLM does know. The
 price: a frame's pitch moves to a multiple of 12.5 Hz, by 6.25 Hz at most.
 
-1. The encoder, by itself. From its latents, under noise of up to --noise standard deviations since what a FlowLM
-   predicts is never exact, a small network shall read the log-mel spectrum every 5 ms, voicing and the number of
-   periods (`Sketch`, dropped afterwards). Latents shall stay when the audio moves by part of a period. This takes
-   minutes; through a decoder that does not speak yet the same took hours (report, section 3).
-2. Its latents become of unit variance and are kept with what is to be said, frame by frame.
-3. The decoder. A codec that first learns to whisper does not learn to sing, so it hears one after another: the waveform
-   below 200, 400, 800, 1600 and 3200 Hz; after --melody-share of the time log-mel and magnitude distances of several
-   windows as well, at first faintly, their gradient being ten times as large; after --critic-share discriminators
-   (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv 2106.07889, a few channels each) with
-   feature matching, for the fine structure of the upper bands.
+1. The code, without audio: a small network writes log-mel spectrum, voicing and number of periods of a frame and of the
+   one before as a latent, another reads them from it and the two before, under noise of up to --noise standard
+   deviations, since what a FlowLM predicts is never exact. Both are dropped afterwards. What an encoder learns to say
+   in an hour by way of a decoder, these learn in two minutes (report, section 3).
+2. Encoder and decoder side by side, a core each. The encoder hears audio and shall give the code, and what is read from
+   it; the decoder is given the code and shall say the frame.
+3. The decoder alone, from what the encoder gives, kept frame by frame; where the encoder has taken a frame's number of
+   periods for the next one, so shall the decoder.
+
+A decoder that first learns to whisper does not learn to sing, so it hears one after another: the waveform below 200,
+400, 800, 1600 and 3200 Hz; after --melody-share of the time log-mel and magnitude distances of several windows as well,
+at first faintly, their gradient being ten times as large, and of what is loud, most of it being of pauses; after
+--critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
+2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
 
 Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
 the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
@@ -39,14 +44,15 @@ the latents hardly move for hundreds of steps, without the other each part takes
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import random
 import sys
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,15 +80,17 @@ DECODER = ("quantizer", "upsample", "decoder_transformer", "decoder")  # latents
 MUON_LEAST = 16  # rows and columns of what it trains
 OUTPUT_SCALE = 0.02  # the last layer's rate to AdamW's: its weights are some 0.003, as audio is faint
 MELODY_WEIGHT = 2.0
-MEL_MEAN = -3.5  # of log-mel spectra of speech, where a sketch begins
+MEL_MEAN, MEL_STD = -2.5, 2.0  # of log-mel spectra of speech
 MEL_FLOOR = 1e-4  # speech is some 0.1: at 1e-3 pauses could hiss 40 dB below it, which alone is a distortion of 2.5 dB
-VOICING_WEIGHT, PERIODS_WEIGHT, MOMENTS_WEIGHT, STILL_WEIGHT = 0.3, 0.5, 0.05, 0.5  # beside the sketch's spectrum
-REPLAYS, REPLAYED = 3, 100  # steps of the sketch alone for each of the encoder, on latents of so many batches
-SHIFT = (24, 145)  # samples, 1 to 6 ms: half a period and more
+VOICING_WEIGHT, PERIODS_WEIGHT, MOMENTS_WEIGHT = 0.3, 0.5, 0.05  # beside the spectrum that is read from latents
+READ_WEIGHT = 0.5  # at last, of what is read from the encoder's latents, beside their distance from the code
+CODE_LR, CODE_CROPS = 1e-3, 24  # of the code's networks: peak rate, crops per step
+READER_STEPS = 3000
+HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
 SPECTRAL_LEAST = 0.03  # its weight at first; at once with all of it the voice is gone in fifty steps
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
-MOST_PERIODS = 40  # of a frame, for the sketch
+MOST_PERIODS = 40  # of a frame, for the code
 VOICED = 0.45  # autocorrelation at the period
 
 STYLE = {"betas": (0.8, 0.99), "weight_decay": 0.01}  # AdamW's
@@ -167,8 +175,7 @@ def synthesise(folder: Path, num_clips: int, seed: int) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         audio = np.concatenate(list(pool.map(speak, jobs)))
     torch.set_num_threads(threads)
-    np.save(folder / "tmp.npy", audio)
-    os.replace(folder / "tmp.npy", folder / "audio.npy")
+    save(folder / "audio.npy", audio)
 
 
 def draw_batch(audio: np.ndarray, batch_size: int, frames: int, rng: np.random.Generator) -> torch.Tensor:
@@ -200,13 +207,15 @@ def periods(audio: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return hz[..., 0].numpy(), phase.numpy(), voiced[..., 0].numpy()
 
 
-def in_step(audio: torch.Tensor) -> torch.Tensor:
+def in_step(audio: torch.Tensor, counts: np.ndarray | None = None) -> torch.Tensor:
     """Audio [B, N] with the periods of its voice moved so that each FRAME from the start on begins with one and holds a
     whole number of them, all equally long: TD-PSOLA (Moulines and Charpentier 1990). What has no voice keeps its place
     within part of a period, and so does every sound. Periods that go on to follow the melody within a frame leave 48 %
     of a voice's energy between 800 and 1600 Hz within 12.5 Hz of the frame's harmonics, equal ones 72 %: what no latent
-    tells, no decoder can say."""
-    return torch.from_numpy(np.stack([crop_in_step(*crop) for crop in zip(audio.numpy(), *periods(audio))]))
+    tells, no decoder can say. How many is the number nearest to what was heard, or in `counts` [B, N / FRAME], where
+    that is not 0."""
+    counts = [None] * len(audio) if counts is None else counts
+    return torch.from_numpy(np.stack([crop_in_step(*crop) for crop in zip(audio.numpy(), *periods(audio), counts)]))
 
 
 def pitch_track(hz: np.ndarray, voiced: np.ndarray) -> np.ndarray:
@@ -222,13 +231,17 @@ def whole_periods(pitch: np.ndarray, samples: int) -> np.ndarray:
     return np.maximum(np.round(np.diff(np.append(passed[::FRAME], passed[-1]))), 1).astype(int)
 
 
-def crop_in_step(samples: np.ndarray, hz: np.ndarray, phase: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+def crop_in_step(
+    samples: np.ndarray, hz: np.ndarray, phase: np.ndarray, voiced: np.ndarray, counts: np.ndarray | None = None
+) -> np.ndarray:
     """One crop of `in_step`: what stands at each new period's beginning is what stood at the nearest old one's; between
     two they are crossfaded."""
     if voiced.sum() < 3:
         return samples
     time, pitch = np.arange(len(samples)), pitch_track(hz, voiced)
     frame, whole = time // FRAME, whole_periods(pitch, len(samples))
+    if counts is not None:
+        whole = np.where(counts, counts, whole)
     place = (np.cumsum(whole) - whole)[frame] + whole[frame] * (time % FRAME) / FRAME
     starts = np.interp(np.arange(int(place[-1]) + 2), place, time)
     near = np.minimum(np.round(starts / HOP).astype(int), len(hz) - 1)
@@ -293,81 +306,89 @@ def scale_layers(mimi: MimiModel, audio: torch.Tensor) -> None:
     hear(scale)
 
 
-def phase_share(latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """Of latents [B, T, C], what changes when the audio is `moved` by part of a period: the mean over dimensions of the
-    change's variance over that of two that know nothing of each other, 0 to 1."""
-    change, variance = (latents - moved).square().mean((0, 1)), latents.var((0, 1))
-    return (change / (2 * variance + 1e-6)).mean()
-
-
 def disturbed(latents: torch.Tensor, std: torch.Tensor, most: float) -> torch.Tensor:
     """Latents [B, T, C] with noise of 0 to `most` times their deviations `std` [C], drawn for each of the B."""
     return latents + torch.rand(len(latents), 1, 1) * most * std * torch.randn_like(latents)
 
 
-def fold_scale(mimi: MimiModel, audio: np.ndarray, rng: np.random.Generator) -> None:
-    """Make each latent dimension's standard deviation on `audio` 1: divide the encoder's last weights."""
-    with torch.no_grad():
-        latents = torch.cat([mimi.encode_to_latent(draw_batch(audio, 16, 50, rng)) for _ in range(8)])
-        last = mimi.downsample.conv.conv if hasattr(mimi, "downsample") else mimi.encoder_transformer.output_projs[0]
-        last.weight /= latents.std((0, 1)).view(-1, *[1] * (last.weight.ndim - 1))
+# --- the code ---------------------------------------------------------------------------------------------------------
 
 
-# --- what teaches the encoder -----------------------------------------------------------------------------------------
+class Frames(NamedTuple):
+    """What the codec trains on, crops side by side, each with its own gain. What is said begins one frame late, as
+    the code hears the frame before, too."""
+
+    heard: np.ndarray  # [crops, (frames + 2) * FRAME] int16, audio, a frame more on both sides
+    speech: np.ndarray  # [crops, (frames - 1) * FRAME] int16, what is to be said
+    sound: np.ndarray  # [crops, frames, SOUND] float16, log-mel spectrum of each 120 samples, voicing of each HOP
+    counts: np.ndarray  # [crops, frames] uint8, periods in step, 0 in a frame that is less than half voiced
 
 
-class Sketch(nn.Module):
-    """What a frame sounds like, read from its latent and the two before by a small network: the log-mel spectrum of
-    each 120 samples, voicing of each HOP, and how many periods it holds in step. It teaches the encoder and is
-    dropped."""
+MELS, LOOKS = 64, FRAME // 120
+SOUND = LOOKS * MELS + FRAME // HOP
 
-    def __init__(self, dimensions: int, width: int = 512, mels: int = 64):
+
+def frames_of(longer: torch.Tensor) -> Frames:
+    """Of audio [B, N] with a frame more on both sides."""
+    window = torch.hann_window(512)
+    bank = torchaudio.functional.melscale_fbanks(513, 0.0, 12000.0, MELS, SAMPLE_RATE, mel_scale="slaney")
+    looks = longer[:, FRAME - 256 : -FRAME + 256].unfold(-1, 512, 120)[:, :-1] * window
+    mel = (torch.log(torch.fft.rfft(looks, 1024).abs() @ bank + 1e-3) - MEL_MEAN) / MEL_STD
+    hz, phase, voiced = periods(longer)
+    counts = np.zeros((len(longer), longer.shape[1] // FRAME), np.uint8)
+    for count, track, known in zip(counts, hz, voiced):
+        if known.any():
+            count[:] = whole_periods(pitch_track(track, known), longer.shape[1]).clip(0, MOST_PERIODS)
+    by_frame = voiced[:, :-1].reshape(*counts.shape, -1)
+    counts *= by_frame.mean(2) >= 0.5
+    speech = np.stack([crop_in_step(*crop) for crop in zip(longer.numpy(), hz, phase, voiced)])
+    heard, speech = ((x * 32767).astype(np.int16) for x in (longer.numpy(), speech[:, 2 * FRAME : -FRAME].clip(-1, 1)))
+    sound = np.concatenate([mel.unflatten(1, (-1, LOOKS)).flatten(2).numpy(), by_frame[:, 1:-1]], -1)
+    return Frames(heard, speech, sound.astype(np.float16), counts[:, 1:-1])
+
+
+class Code(nn.Module):
+    """Latents of what a frame sounds like: `write` makes one of a frame and the one before, `read` reads the frame from
+    it and the two before. They teach the encoder and are dropped."""
+
+    def __init__(self, dimensions: int, width: int = 768):
         super().__init__()
-        self.register_buffer("window", torch.hann_window(512))
-        bank = torchaudio.functional.melscale_fbanks(513, 0.0, 12000.0, mels, SAMPLE_RATE, mel_scale="slaney")
-        self.register_buffer("bank", bank)
-        self.sizes = (FRAME // 120 * mels, FRAME // HOP, MOST_PERIODS + 1)
-        layers = (nn.Linear(3 * dimensions, width), nn.Linear(width, width), nn.Linear(width, sum(self.sizes)))
-        self.read = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
-
-    def heard(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of audio [B, N] with a frame more on both sides what is to be read, [B, T - 2, ...] without the first two
-        frames: log-mel - MEL_MEAN, voicing (0 or 1), periods (0 in a frame that is less than half voiced)."""
-        looks = audio[:, FRAME - 256 : -FRAME + 256].unfold(-1, 512, 120)[:, :-1] * self.window
-        mel = torch.log(torch.fft.rfft(looks, 1024).abs() @ self.bank + 1e-3) - MEL_MEAN
-        hz, _, voiced = periods(audio)
-        counts = np.zeros((len(audio), audio.shape[1] // FRAME), int)
-        for count, track, known in zip(counts, hz, voiced):
-            if known.any():
-                count[:] = whole_periods(pitch_track(track, known), audio.shape[1]).clip(0, MOST_PERIODS)
-        voiced = voiced[:, :-1].reshape(*counts.shape, -1)
-        counts *= voiced.mean(2) >= 0.5
-        inner = slice(3, -1)
-        return (
-            mel.unflatten(1, (-1, FRAME // 120)).flatten(2)[:, 2:],
-            torch.from_numpy(voiced[:, inner]).float(),
-            torch.from_numpy(counts[:, inner]),
+        sizes = (2 * (SOUND + MOST_PERIODS + 1), 3 * dimensions), (dimensions, SOUND + MOST_PERIODS + 1)
+        self.write, self.read = (
+            nn.Sequential(nn.Linear(i, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, o))
+            for i, o in zip(*sizes)
         )
 
-    @staticmethod
-    def context(latents: torch.Tensor) -> torch.Tensor:
-        """[B, T, C] -> [B, T - 2, 3 C]"""
-        return torch.cat([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
+    def forward(self, sound: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """[B, T, SOUND], [B, T] -> [B, T - 1, C]"""
+        x = torch.cat([sound, F.one_hot(counts, MOST_PERIODS + 1).float()], -1)
+        return self.write(torch.cat([x[:, 1:], x[:, :-1]], -1))
 
-    def forward(self, context: torch.Tensor, heard: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """How far what is read from [..., 3 C] is from what was heard: the spectrum's mean absolute error, and
-        cross-entropies."""
-        mel, voicing, counts = self.read(context).split(self.sizes, -1)
-        wanted_mel, voiced, wanted_counts = heard
+    def errors(self, latents: torch.Tensor, sound: torch.Tensor, counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How far what is read from latents [B, T, C] is from the last T - 2 frames of what was heard: the spectrum's
+        mean absolute error, and cross-entropies."""
+        context = torch.cat([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
+        mel, voicing, periods = self.read(context).split((LOOKS * MELS, FRAME // HOP, MOST_PERIODS + 1), -1)
+        wanted, voiced = sound[:, -mel.shape[1] :].split((LOOKS * MELS, FRAME // HOP), -1)
         return {
-            "mel": F.l1_loss(mel, wanted_mel),
+            "mel": MEL_STD * F.l1_loss(mel, wanted),
             "voicing": F.binary_cross_entropy_with_logits(voicing, voiced),
-            "periods": F.cross_entropy(counts.flatten(0, -2), wanted_counts.flatten()),
+            "periods": F.cross_entropy(periods.flatten(0, 1), counts[:, -mel.shape[1] :].flatten()),
         }
 
+    def fold(self, latents: torch.Tensor) -> None:
+        """From now on write with mean 0 and standard deviation 1 what is now `latents` [B, T, C], and read it so."""
+        mean, std = latents.mean((0, 1)), latents.std((0, 1))
+        last, first = self.write[-1], self.read[0]
+        with torch.no_grad():
+            last.weight /= std[:, None]
+            last.bias.copy_((last.bias - mean) / std)
+            first.bias += first.weight @ mean.repeat(3)
+            first.weight *= std.repeat(3)
 
-def sketch_loss(read: dict[str, torch.Tensor]) -> torch.Tensor:
-    return read["mel"] + VOICING_WEIGHT * read["voicing"] + PERIODS_WEIGHT * read["periods"]
+
+def error_sum(errors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return errors["mel"] + VOICING_WEIGHT * errors["voicing"] + PERIODS_WEIGHT * errors["periods"]
 
 
 # --- what teaches the decoder -----------------------------------------------------------------------------------------
@@ -391,27 +412,32 @@ class MelodyDistance(nn.Module):
 
 
 class SpectralDistance(nn.Module):
-    """Mean over window sizes of L1 log-mel + L1 on compressed magnitudes; long windows see the single harmonics."""
+    """Mean over window sizes of L1 log-mel + L1 on compressed magnitudes, both blind below `floor`; long windows see
+    the single harmonics."""
 
     def __init__(self, windows: tuple[int, ...] = (256, 512, 1024, 2048), mels: tuple[int, ...] = (32, 64, 80, 128)):
         super().__init__()
-        self.windows = windows
+        self.windows, self.floor = windows, MEL_FLOOR
         for n, m in zip(windows, mels):
             self.register_buffer(f"window_{n}", torch.hann_window(n))
             bank = torchaudio.functional.melscale_fbanks(n // 2 + 1, 0.0, 12000.0, m, SAMPLE_RATE, mel_scale="slaney")
             self.register_buffer(f"mel_{n}", bank)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def spectra(self, x: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, 1, N] -> log-mel and compressed magnitudes."""
+        weights = getattr(self, f"window_{window}")
+        spectrum = torch.stft(x[:, 0], window, window // 4, window=weights, return_complex=True)
+        power = spectrum.real**2 + spectrum.imag**2 + self.floor**2
+        mel = torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{window}")
+        return torch.log(mel + self.floor), power**0.15
+
+    def forward(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         total = x.new_zeros(())
-        for n in self.windows:
-            spectrum = torch.stft(
-                torch.cat([x, y])[:, 0], n, n // 4, window=getattr(self, f"window_{n}"), return_complex=True
-            )
-            power = spectrum.real**2 + spectrum.imag**2 + 1e-8
-            mel = torch.log(torch.sqrt(power).transpose(1, 2) @ getattr(self, f"mel_{n}") + MEL_FLOOR)
-            a, b = mel.chunk(2)
-            c, d = (power**0.15).chunk(2)
-            total = total + F.l1_loss(a, b) + 2 * F.l1_loss(c, d)
+        for window in self.windows:
+            mel, magnitude = self.spectra(x, window)
+            with torch.no_grad():
+                real_mel, real_magnitude = self.spectra(real, window)
+            total = total + F.l1_loss(mel, real_mel) + 2 * F.l1_loss(magnitude, real_magnitude)
         return total / len(self.windows)
 
 
@@ -485,8 +511,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--init", type=Path, help="weights of a codec to train further")
-    p.add_argument("--encoder-hours", type=float, default=0.5, help="wall-clock budget over all continuations")
-    p.add_argument("--decoder-hours", type=float, default=3.0, help="and the decoder's")
+    p.add_argument("--code-hours", type=float, default=0.15, help="of the code's networks")
+    p.add_argument("--both-hours", type=float, default=0.7, help="of encoder and decoder, over all continuations")
+    p.add_argument("--decoder-hours", type=float, default=2.0, help="of the decoder alone after that")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
     p.add_argument("--batch-size", type=int, default=6, help="crops per step")
     p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
@@ -494,10 +521,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--lr",
         type=float,
         default=1.2e-3,
-        help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; sketch and discriminators 0.4 of the peak",
+        help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; discriminators 0.4 of the peak",
     )
-    p.add_argument("--melody-share", type=float, default=0.07, help="share of the decoder's time for the low waveform")
+    p.add_argument("--melody-share", type=float, default=0.05, help="share of the decoder's time for the low waveform")
     p.add_argument("--ramp-share", type=float, default=0.1, help="and from there until spectra and noise count fully")
+    p.add_argument("--floor-share", type=float, default=0.35, help="and from there until they hear what is faint, too")
     p.add_argument("--critic-share", type=float, default=0.8, help="share before the discriminators start")
     p.add_argument(
         "--noise", type=float, default=0.4, help="largest latent noise, in standard deviations, drawn per crop"
@@ -507,14 +535,129 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def hear(args: argparse.Namespace) -> None:
+    """Audio and all of it as `Frames`, in `args.work`, once: 400 s of one core for 4.5 hours."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not (args.work / "audio.npy").exists():
+        synthesise(args.work, args.clips, args.seed)
+    if (args.work / f"{Frames._fields[-1]}.npy").exists():
+        return
+    audio, long = np.load(args.work / "audio.npy", mmap_mode="r"), (args.frames + 2) * FRAME
+    starts, rng, kept = np.arange(0, len(audio) - long, args.frames * FRAME), np.random.default_rng(args.seed), []
+    for i in range(0, len(starts), 16):
+        crops = [draw_batch(audio[s : s + long + 1], 1, args.frames + 2, rng)[:, 0] for s in starts[i : i + 16]]
+        kept.append(frames_of(torch.cat(crops)))
+    for name, arrays in zip(Frames._fields, zip(*kept)):
+        save(args.work / f"{name}.npy", np.concatenate(arrays))
+
+
+def save(file: Path, array: np.ndarray) -> None:
+    np.save(file.with_name("tmp.npy"), array)
+    os.replace(file.with_name("tmp.npy"), file)
+
+
+def load_frames(work: Path) -> Frames:
+    return Frames(*(np.load(work / f"{name}.npy", mmap_mode="r") for name in Frames._fields))
+
+
+def waveform(samples: np.ndarray) -> torch.Tensor:
+    """[B, N] int16 -> [B, 1, N]"""
+    return torch.from_numpy(samples.astype("float32") / 32767)[:, None]
+
+
+def tensors(frames: Frames, crops: np.ndarray | slice) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        torch.from_numpy(frames.sound[crops].astype("float32")),
+        torch.from_numpy(frames.counts[crops].astype("int64")),
+    )
+
+
+def learn_code(args: argparse.Namespace, frames: Frames) -> Code:
+    """Stage 1, once: the code in code.pt, that of all frames in codes.npy."""
+    code, rng = Code(load_mimi(args.config).quantizer.dimension), np.random.default_rng(args.seed)
+    if (args.work / "code.pt").exists():
+        code.load_state_dict(torch.load(args.work / "code.pt", weights_only=True))
+        return code
+    optimiser, step, began = torch.optim.AdamW(code.parameters(), CODE_LR, **STYLE), 0, time.monotonic()
+    while (share := (time.monotonic() - began) / 3600 / args.code_hours) < 1:
+        optimiser.param_groups[0]["lr"] = CODE_LR * min(1, (step + 1) / 100) * rate(share)
+        sound, counts = tensors(frames, np.sort(rng.integers(0, len(frames.counts), CODE_CROPS)))
+        latents = code(sound, counts)
+        mean, std = latents.mean((0, 1)), latents.std((0, 1))
+        errors = code.errors(disturbed(latents, std.detach(), args.noise), sound, counts)
+        moments = (std.log() ** 2).mean() + (mean**2).mean()
+        optimiser.zero_grad()
+        (error_sum(errors) + MOMENTS_WEIGHT * moments).backward()
+        optimiser.step()
+        step += 1
+        if step % 200 == 0:
+            log(args.work, {"part": "code", "step": step, **{name: error.item() for name, error in errors.items()}})
+    with torch.no_grad():
+        code.fold(code(*tensors(frames, slice(1000))))
+        parts = (slice(i, i + 64) for i in range(0, len(frames.counts), 64))
+        save(args.work / "codes.npy", np.concatenate([code(*tensors(frames, part)).numpy() for part in parts]))
+    torch.save(code.state_dict(), args.work / "code.pt")
+    return code
+
+
+def keep_latents(args: argparse.Namespace, mimi: MimiModel, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder makes of all frames but each crop's first [crops, frames - 1, C], and what is to be said then,
+    once: periods as in `frames.speech`, but as many in a frame as is read from the latents."""
+    files = [args.work / "latents.npy", args.work / "said.npy"]
+    if not files[1].exists():
+        crops = [slice(i, i + 16) for i in range(0, len(frames.heard), 16)]
+        with torch.no_grad():
+            heard = (waveform(frames.heard[part, FRAME:-FRAME]) for part in crops)
+            latents = np.concatenate([mimi.encode_to_latent(part)[:, 1:].numpy() for part in heard])
+        counts = np.pad(read_periods(latents, frames.counts[:, 1:]), ((0, 0), (2, 1)))
+        save(files[0], latents)
+        said = [in_step(waveform(frames.heard[part])[:, 0], counts[part])[:, 2 * FRAME : -FRAME] for part in crops]
+        save(files[1], (torch.cat(said).clamp(-1, 1) * 32767).to(torch.int16).numpy())
+    return np.load(files[0]), np.load(files[1], mmap_mode="r")
+
+
+def read_periods(latents: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of latents [crops, T, C] and how many periods were heard [crops, T], how many a small network reads from them, at
+    most one more or less. 8.4 or 8.6 is all the same to an ear, and 8 or 9 to a waveform: where an encoder takes it for
+    the other one, a decoder can say only that."""
+    context = np.concatenate([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
+    x, wanted = torch.from_numpy(context).flatten(0, 1), torch.from_numpy(counts[:, 2:].astype("int64")).flatten()
+    reader = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, MOST_PERIODS + 1))
+    optimiser, rng = torch.optim.AdamW(reader.parameters(), CODE_LR, **STYLE), np.random.default_rng(0)
+    for step in range(READER_STEPS):
+        drawn = torch.from_numpy(rng.integers(0, len(x), 1024))
+        optimiser.param_groups[0]["lr"] = 3 * CODE_LR * rate(step / READER_STEPS)
+        optimiser.zero_grad()
+        F.cross_entropy(reader(x[drawn]), wanted[drawn]).backward()
+        optimiser.step()
+    with torch.no_grad():
+        read = torch.cat([reader(part).argmax(-1) for part in x.split(4096)])
+    voiced = (read > 0) & (wanted > 0)
+    right = (read == wanted)[voiced].float().mean()
+    print(f"periods: {100 * right:.0f} % of voiced frames read as heard", flush=True)
+    chosen = torch.where(voiced, read.clamp(wanted - 1, wanted + 1), wanted)
+    return np.concatenate([counts[:, :2], chosen.view(len(latents), -1).numpy()], 1)
+
+
+def rate(share: float) -> float:
+    """Of the peak: cosine to 2 %."""
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def log(work: Path, record: dict) -> None:
+    with open(work / "progress.jsonl", "a") as f:
+        f.write(json.dumps(record) + "\n")
+    print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()), flush=True)
+
+
 class Training:
-    """One stage: the `parts` of the codec that it trains, the helper that teaches them, optimisers and averages, and
-    where it is; the checkpoint continues there."""
+    """Of the `parts` of a codec: optimisers and averages, what `more` a stage trains, and where it is; the checkpoint
+    continues there."""
 
     def __init__(
-        self, args: argparse.Namespace, mimi: MimiModel, parts: tuple[str, ...], helper: nn.Module, hours: float
+        self, args: argparse.Namespace, mimi: MimiModel, parts: tuple[str, ...], **more: nn.Module | torch.optim.AdamW
     ):
-        self.args, self.mimi, self.parts, self.hours = args, mimi, parts, hours
+        self.args, self.mimi, self.parts, self.more = args, mimi, parts, more
         self.checkpoint = args.work / f"{parts[0]}.pt"
         for name, part in mimi.named_children():
             part.requires_grad_(name in parts)
@@ -526,36 +669,44 @@ class Training:
         groups = [{"params": rest, "scale": 1.0}, {"params": output, "scale": OUTPUT_SCALE}]
         self.optimiser = torch.optim.AdamW(groups, args.lr, **STYLE)
         self.muon = Muon([{"params": self.matrices}], args.lr, 0.01, torch.float32)
-        self.helper, self.helper_optimiser = helper, torch.optim.AdamW(helper.parameters(), 0.4 * args.lr, **STYLE)
-        self.ema = {k: v.clone() for k, v in mimi.state_dict().items() if k.split(".")[0] in parts}
+        self.state = {"optimiser": self.optimiser, "muon": self.muon} | more
+        self.ema = {k: v.clone() for k, v in self.own().items()}
         self.step, self.spent = 0, 0.0
-        names = ("mimi", "helper", "optimiser", "muon", "helper_optimiser")
-        self.state = {name: getattr(self, name) for name in names}
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, weights_only=True)
+            mimi.load_state_dict(saved["weights"], strict=False)
             for name, part in self.state.items():
                 part.load_state_dict(saved[name])
             self.ema, self.step, self.spent = saved["ema"], saved["step"], saved["spent"]
             print(f"{parts[0]}: continuing at step {self.step}, {self.spent / 3600:.2f} h spent", flush=True)
         self.rng = np.random.default_rng([args.seed, self.step])
 
+    def own(self) -> dict[str, torch.Tensor]:
+        """The codec's weights that are of the parts trained."""
+        return {k: v for k, v in self.mimi.state_dict().items() if k.split(".")[0] in self.parts}
+
     def save(self) -> None:
         state = {name: part.state_dict() for name, part in self.state.items()}
+        state |= {"weights": self.own(), "ema": self.ema, "step": self.step, "spent": self.spent}
         tmp = self.checkpoint.with_suffix(".tmp")
-        torch.save({**state, "ema": self.ema, "step": self.step, "spent": self.spent}, tmp)
+        torch.save(state, tmp)
         os.replace(tmp, self.checkpoint)
 
-    def run(self) -> None:
-        """Steps until the time is spent, logged every 50, saved every five minutes and at the end; then the codec's
-        weights are the averages."""
-        budget, last, saved = self.hours * 3600, time.monotonic(), time.monotonic()
-        while self.spent < budget:
-            record = self.take_step(self.spent / budget)
+    def run(self, hours: float, of: float) -> None:
+        """Steps until `hours` are spent `of` all that its schedules reckon with, logged every 50, saved every five
+        minutes and at the end; then the codec's weights are the averages."""
+        last, saved = time.monotonic(), time.monotonic()
+        parent = multiprocessing.parent_process()
+        while self.spent < 3600 * hours and (parent is None or parent.is_alive()):
+            record = self.take_step(self.spent / 3600 / of)
             now = time.monotonic()
             self.spent, last = self.spent + now - last, now
-            over = self.spent >= budget
+            over = self.spent >= 3600 * hours
             if self.step % 50 == 0 or over:
-                self.log({"part": self.parts[0], "step": self.step, "hours": round(self.spent / 3600, 4), **record})
+                log(
+                    self.args.work,
+                    {"part": self.parts[0], "step": self.step, "hours": round(self.spent / 3600, 4), **record},
+                )
             if now - saved > 300 or over:
                 saved = now
                 self.save()
@@ -563,7 +714,7 @@ class Training:
 
     def take_step(self, share: float) -> dict[str, float]:
         """One update at `share` of the time; what it is logged with."""
-        lr = self.args.lr * min(1.0, (self.step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        lr = self.args.lr * min(1.0, (self.step + 1) / 200) * rate(share)
         for group in self.optimiser.param_groups:
             group["lr"] = group["scale"] * lr
         self.muon.param_groups[0]["lr"] = MUON_SCALE * lr
@@ -576,100 +727,59 @@ class Training:
         self.optimiser.step()
         if self.matrices:
             self.muon.step()
-        weights = self.mimi.state_dict()
-        for name, mean in self.ema.items():
-            mean.lerp_(weights[name], 0.002 if self.step > 1000 else 0.05)
+        for name, weight in self.own().items():
+            self.ema[name].lerp_(weight, 0.002 if self.step > 1000 else 0.05)
         self.step += 1
         return {"lr": lr, **{name: value.item() for name, value in (record | {"grad_norm": norm}).items()}}
+
+    def draw(self, crops: int) -> np.ndarray:
+        """Which of so many crops the next batch holds."""
+        return np.sort(self.rng.integers(0, crops, self.args.batch_size))
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Of a drawn batch, and its terms."""
         raise NotImplementedError
 
-    def log(self, record: dict) -> None:
-        with open(self.args.work / "progress.jsonl", "a") as f:
-            f.write(json.dumps(record) + "\n")
-        print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()), flush=True)
-
 
 class EncoderTraining(Training):
-    """Stage 1, on audio [samples]."""
+    """It shall give the code, and what is read from it, where it has heard two frames."""
 
-    def __init__(self, args: argparse.Namespace, mimi: MimiModel, audio: np.ndarray):
-        super().__init__(args, mimi, ENCODER, Sketch(mimi.quantizer.dimension), args.encoder_hours)
-        self.audio, self.past = audio, deque(maxlen=REPLAYED)
+    def __init__(self, args: argparse.Namespace, mimi: MimiModel, frames: Frames, code: Code):
+        super().__init__(args, mimi, ENCODER)
+        self.frames, self.code = frames, code.requires_grad_(False)
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        for _ in range(REPLAYS if self.past else 0):  # the sketch learns more slowly than the encoder
-            context, heard = self.past[self.rng.integers(len(self.past))]
-            self.helper_optimiser.zero_grad()
-            sketch_loss(self.helper(self.disturbed(context), heard)).backward()
-            self.helper_optimiser.step()
-        self.helper_optimiser.zero_grad()
-        longer = draw_batch(self.audio, self.args.batch_size, self.args.frames + 2, self.rng)
-        heard = self.helper.heard(longer[:, 0])
-        latents = self.mimi.encode_to_latent(longer[..., FRAME:-FRAME])
-        context = self.helper.context(latents)
-        self.past.append((context.detach(), heard))
-        record = self.helper(self.disturbed(context), heard)
-        loss = sketch_loss(record)
-        std, mean = latents.std((0, 1)), latents.mean((0, 1))
-        half, shift = (len(longer) + 1) // 2, FRAME + int(self.rng.integers(*SHIFT))
-        there = self.mimi.encode_to_latent(longer[:half, :, shift : shift - 2 * FRAME])
-        record["moments"] = (std.log() ** 2).mean() + (mean**2).mean()
-        record["still"] = phase_share(latents[:half], there)
-        return loss + MOMENTS_WEIGHT * record["moments"] + STILL_WEIGHT * record["still"], record
-
-    def take_step(self, share: float) -> dict[str, float]:
-        record = super().take_step(share)
-        self.helper_optimiser.step()
-        return record
-
-    def disturbed(self, latents: torch.Tensor) -> torch.Tensor:
-        return disturbed(latents, latents.detach().std((0, 1)), self.args.noise)
-
-
-def keep_frames(mimi: MimiModel, audio: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Crops side by side, each with its own gain: latents [crops, frames, C] and, in 16 bits, what is to be said
-    [crops, samples]. They are made once, in `args.work`: 290 s on two cores, and each step takes a fifth less."""
-    files = [args.work / "latents.npy", args.work / "speech.npy"]
-    if not files[1].exists():
-        long = (args.frames + 2) * FRAME
-        starts = np.arange(0, len(audio) - long, args.frames * FRAME)
-        rng, kept = np.random.default_rng(args.seed), []
-        for i in range(0, len(starts), 16):
-            crops = [
-                draw_batch(audio[start : start + long + 1], 1, args.frames + 2, rng) for start in starts[i : i + 16]
-            ]
-            longer = torch.cat(crops)
-            with torch.no_grad():
-                latents = mimi.encode_to_latent(longer[..., FRAME:-FRAME]).numpy()
-            speech = in_step(longer[:, 0])[:, FRAME:-FRAME].clamp(-1, 1) * 32767
-            kept.append((latents, speech.to(torch.int16).numpy()))
-        for file, arrays in zip(files, zip(*kept)):
-            np.save(args.work / "tmp.npy", np.concatenate(arrays))
-            os.replace(args.work / "tmp.npy", file)
-    return np.load(files[0]), np.load(files[1], mmap_mode="r")
+        crops = self.draw(len(self.frames.heard))
+        sound, counts = tensors(self.frames, crops)
+        latents = self.mimi.encode_to_latent(waveform(self.frames.heard[crops, FRAME:-FRAME]))[:, 2:]
+        errors = self.code.errors(disturbed(latents, torch.ones(latents.shape[-1]), self.args.noise), sound, counts)
+        record = {"code": F.mse_loss(latents, self.code(sound, counts)[:, 1:])} | errors
+        return record["code"] + share * READ_WEIGHT * error_sum(errors), record
 
 
 class DecoderTraining(Training):
-    """Stage 3, on what `keep_frames` kept."""
+    """It shall say the frames [crops, samples] that belong to latents [crops, T, C]."""
 
     def __init__(self, args: argparse.Namespace, mimi: MimiModel, latents: np.ndarray, speech: np.ndarray):
-        super().__init__(args, mimi, DECODER, Discriminators(), args.decoder_hours)
+        self.critics = Discriminators()
+        self.critics_optimiser = torch.optim.AdamW(self.critics.parameters(), 0.4 * args.lr, **STYLE)
+        super().__init__(args, mimi, DECODER, critics=self.critics, critics_optimiser=self.critics_optimiser)
         self.latents, self.speech, self.std = latents, speech, torch.from_numpy(latents.std((0, 1)))
-        self.melody, self.distance = MelodyDistance(args.frames * FRAME), SpectralDistance()
+        self.melody, self.distance = MelodyDistance(speech.shape[1]), SpectralDistance()
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        args = self.args
-        drawn = np.sort(self.rng.integers(0, len(self.latents), args.batch_size))
-        real = torch.from_numpy(self.speech[drawn].astype("float32") / 32767)[:, None]
-        latents = torch.from_numpy(self.latents[drawn])
-        ramp = min(1.0, max(0.0, (share - args.melody_share) / (args.ramp_share + 1e-9)))
+        args, crops = self.args, self.draw(len(self.latents))
+        real, latents = waveform(self.speech[crops]), torch.from_numpy(self.latents[crops])
+        ramped = args.melody_share + args.ramp_share
+        ramp, fallen = (
+            min(1.0, max(0.0, (share - begin) / (length + 1e-9)))
+            for begin, length in ((args.melody_share, args.ramp_share), (ramped, args.floor_share))
+        )
         fake = decode(self.mimi, disturbed(latents, self.std, args.noise * (0.1 + 0.9 * ramp)))
         record = {"melody": self.melody(fake, real)}
         loss = MELODY_WEIGHT * record["melody"]
         if share >= args.melody_share:
+            self.distance.floor = HIGH_FLOOR ** (1 - fallen) * MEL_FLOOR**fallen
             record["spectral"] = self.distance(fake, real)
             loss = loss + SPECTRAL_LEAST ** (1 - ramp) * record["spectral"]
         if share >= args.critic_share:
@@ -683,49 +793,73 @@ class DecoderTraining(Training):
         Both sides judge by one pass, each taking its own gradient of it: the discriminators' four passes and whole
         crops would be two thirds of a step."""
         start, half = int(self.rng.integers(real.shape[-1] // 2)), real.shape[-1] // 2
-        real_maps, fake_maps = (self.helper(x[..., start : start + half]) for x in (real, fake))
+        real_maps, fake_maps = (self.critics(x[..., start : start + half]) for x in (real, fake))
         pairs = zip(real_maps, fake_maps)
         critic_loss = torch.stack([F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in pairs]).mean()
-        gradients = torch.autograd.grad(critic_loss, list(self.helper.parameters()), retain_graph=True)
+        gradients = torch.autograd.grad(critic_loss, list(self.critics.parameters()), retain_graph=True)
         adversarial, features = generator_terms(fake_maps, [[m.detach() for m in maps] for maps in real_maps])
         (pull,) = torch.autograd.grad(0.1 * adversarial + 0.5 * features, fake)
-        for parameter, gradient in zip(self.helper.parameters(), gradients):
+        for parameter, gradient in zip(self.critics.parameters(), gradients):
             parameter.grad = gradient
-        self.helper_optimiser.step()
+        self.critics_optimiser.step()
         record = {"critic": critic_loss, "adversarial": adversarial, "features": features}
         return (fake * pull).sum(), record
 
 
-def train(args: argparse.Namespace, audio: np.ndarray) -> tuple[MimiModel, int]:
-    """The codec after all stages, and the steps of its decoder."""
+def start(args: argparse.Namespace) -> MimiModel:
+    """The codec that a run begins with."""
     mimi = load_mimi(args.config)
-    print(f"codec: {sum(p.numel() for p in mimi.parameters()) / 1e6:.2f}M parameters", flush=True)
     if args.init:
         mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in load_file(args.init).items()})
     else:
-        scale_layers(mimi, draw_batch(audio, args.batch_size, args.frames, np.random.default_rng(args.seed)))
-    if args.encoder_hours:
-        EncoderTraining(args, mimi, audio).run()
-        fold_scale(mimi, audio, np.random.default_rng(args.seed))
-    training = DecoderTraining(args, mimi, *keep_frames(mimi, audio, args))
-    training.run()
+        scale_layers(mimi, waveform(np.load(args.work / "heard.npy", mmap_mode="r")[: args.batch_size, FRAME:-FRAME]))
+    return mimi
+
+
+def train_part(args: argparse.Namespace, name: str, threads: int) -> MimiModel:
+    """Stage 2 of the encoder or the decoder, in a process of its own or, if it is done, to have its weights."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(args.seed)
+    mimi, frames = start(args), load_frames(args.work)
+    if name == "encoder":
+        EncoderTraining(args, mimi, frames, learn_code(args, frames)).run(args.both_hours, args.both_hours)
+    else:
+        codes = np.load(args.work / "codes.npy")
+        DecoderTraining(args, mimi, codes, frames.speech).run(args.both_hours, args.both_hours + args.decoder_hours)
+    return mimi
+
+
+def train(args: argparse.Namespace) -> tuple[MimiModel, int]:
+    """The codec after all stages, and the steps of its decoder, of what `hear` has kept."""
+    mimi, frames = start(args), load_frames(args.work)
+    print(f"codec: {sum(p.numel() for p in mimi.parameters()) / 1e6:.2f}M parameters", flush=True)
+    if args.both_hours:
+        learn_code(args, frames)
+        spawn, threads = multiprocessing.get_context("spawn"), max(1, args.threads // 2)
+        parts = [spawn.Process(target=train_part, args=(args, name, threads)) for name in ("encoder", "decoder")]
+        for part in parts:
+            part.start()
+        for part in parts:
+            part.join()
+        if failed := [part.exitcode for part in parts if part.exitcode]:
+            sys.exit(failed[0])
+        mimi = train_part(args, "encoder", args.threads)
+    training = DecoderTraining(args, mimi, *keep_latents(args, mimi, frames))
+    training.run(*2 * [args.both_hours + args.decoder_hours])
     return mimi, training.step
 
 
 def main() -> None:
     args = parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)  # pocket_tts sets 1 at import
     torch.manual_seed(args.seed)
 
     # 1. Audio.
-    if not (args.work / "audio.npy").exists():
-        synthesise(args.work, args.clips, args.seed)
-    audio = np.load(args.work / "audio.npy")
-    print(f"{len(audio) / SAMPLE_RATE / 3600:.2f} h of audio", flush=True)
+    hear(args)
+    print(f"{len(np.load(args.work / 'audio.npy', mmap_mode='r')) / SAMPLE_RATE / 3600:.2f} h of audio", flush=True)
 
-    # 2. Encoder and decoder.
-    mimi, steps = train(args, audio)
+    # 2. Code, encoder, decoder.
+    mimi, steps = train(args)
 
     # 3. The weights file.
     tmp = args.out.with_suffix(".tmp")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "demo"))
 from build_corpus import espeak
-from train_codec import FRAME, SAMPLE_RATE, VOICE, english_lines, in_step, phase_share
+from train_codec import FRAME, SAMPLE_RATE, VOICE, english_lines, in_step
 
 from pocket_arabic.audio import read_audio
 from pocket_arabic.base import decode_latents, load_config, load_mimi
@@ -66,6 +66,13 @@ def round_trips(mimi: MimiModel, audio: list[np.ndarray], noise: float) -> list[
     latents = [mimi.encode_to_latent(torch.from_numpy(samples)[None, None])[0] for samples in audio]
     deviation, generator = torch.cat(latents).std(0), torch.Generator().manual_seed(0)
     return [decode_latents(mimi, x + noise * deviation * torch.randn(x.shape, generator=generator)) for x in latents]
+
+
+def phase_share(latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """Of latents [B, T, C], what changes when the audio is `moved`: the mean over dimensions of the change's variance
+    over that of two that know nothing of each other, 0 to 1."""
+    change, variance = (latents - moved).square().mean((0, 1)), latents.var((0, 1))
+    return (change / (2 * variance + 1e-6)).mean()
 
 
 @torch.no_grad()

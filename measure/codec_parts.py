@@ -2,11 +2,16 @@
 """What each part of the codec's recipe contributes: demo/train_codec.py without it, or with another, for equal time.
 
     apt-get install espeak-ng
-    python measure/codec_parts.py                                        # 40 minutes a part on one CPU core
-    python measure/codec_parts.py --minutes 0.2 --clips 2 --sentences 1 --out runs/codec_parts.json    # does it run?
+    python measure/codec_parts.py                                        # 12 minutes a part on one CPU core
+    python measure/codec_parts.py --minutes 0.2 --sentences 1 --work /tmp/parts --out /tmp/codec_parts.json \
+        --parts recipe "AdamW for all"                                   # does it run?
 
-Writes  --work, a folder a part with checkpoint and progress; --out, JSON: of each part the steps it made and how its
-        round trips of test clips differ from the recordings, and what a scorer hears. What is there is not made again.
+Every part is a decoder from random weights on the same code (stage 2 of that script), which is also what it then speaks
+test sentences from: what it is worth is not hidden behind an encoder.
+
+Reads   --work, frames and code as demo/train_codec.py keeps them, made there if it has none.
+Writes  --work/parts, a folder a part with checkpoint and progress; --out, JSON: of each part the steps it made, how
+        what it says differs from the recordings, and what a scorer hears. What is there is not made again.
 """
 
 import argparse
@@ -17,82 +22,85 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import yaml
-from codec import departures, kept, round_trips, voices
+import torch.nn.functional as F
+from codec import departures, kept, voices
 from harness import ROOT, parser, score, write
 from pocket_tts.models.mimi import MimiModel
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train_codec
-from train_codec import SAMPLE_RATE
+from train_codec import FRAME, MEL_FLOOR, SAMPLE_RATE, Code, Frames
 
+from pocket_arabic.base import decode_latents
 from pocket_arabic.evaluation import Sound
 from pocket_arabic.run import command, location, real, whole, write_json
 
 
-def wide_decoder(args: argparse.Namespace) -> None:
-    config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    config["mimi"]["decoder_seanet"] |= {"n_filters": 36}
-    args.config = args.work / "wide.yaml"
-    args.config.write_text(yaml.safe_dump(config), encoding="utf-8")
-
-
 def nothing(*_: object) -> None:
-    """In the place of `scale_layers`, and where a part does nothing."""
+    """In the place of `scale_layers`."""
 
 
-# Of the time each part takes: the encoder's, and of the decoder's. A voice in step takes some 1,000 steps.
-ENCODER_SHARE, SHARES = 0.3, {"melody_share": 0.3, "ramp_share": 0.3, "critic_share": 0.8}
-# A part: what stands in the module for it, what in the arguments, and what it does to the arguments.
+# Shares of the few minutes, and what stands in their place, in the module or in the arguments.
+SHARES = {"melody_share": 0.15, "ramp_share": 0.2, "floor_share": 0.4, "critic_share": 0.85}
 PARTS: dict[str, dict] = {
     "recipe": {},
-    "no pitch in the sketch": {"module": {"PERIODS_WEIGHT": 0.0, "VOICING_WEIGHT": 0.0}},
-    "sketch without replays": {"module": {"REPLAYS": 0}},
-    "latents not asked to stay": {"module": {"STILL_WEIGHT": 0.0}},
+    "speech as it was heard": {"speech": lambda frames: frames.heard[:, 2 * FRAME : -FRAME]},
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
     "low waveform and spectra at once": {"args": {"melody_share": 0.0, "ramp_share": 0.0}},
-    "speech as it was heard": {"module": {"in_step": lambda audio: audio}},
-    "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
+    "faint sounds from the start": {"module": {"HIGH_FLOOR": MEL_FLOOR}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
+    "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
+    "transformers at 200 Hz": {"args": {"config": ROOT / "demo" / "base.yaml"}},
     "without discriminators": {"args": {"critic_share": 1.0}},
-    "discriminators early": {"args": {"critic_share": 0.4}},
-    "decoder half as wide again": {"before": wide_decoder},
 }
 
 
-def trained(work: Path, audio: np.ndarray, minutes: float, part: dict) -> tuple[MimiModel, int]:
-    """A codec of so many minutes, its averaged weights, and the steps of its decoder."""
+def trained(
+    args: argparse.Namespace, part: dict, work: Path, codes: np.ndarray, frames: Frames
+) -> tuple[MimiModel, int]:
+    """A decoder of so many minutes, its averaged weights, and the steps it made."""
     work.mkdir(parents=True, exist_ok=True)
-    args = train_codec.parse_args(["--work", str(work), "--threads", "1"])
-    hours = {"encoder_hours": ENCODER_SHARE * minutes / 60, "decoder_hours": (1 - ENCODER_SHARE) * minutes / 60}
-    vars(args).update(SHARES | hours | part.get("args", {}))
-    part.get("before", nothing)(args)
-    torch.manual_seed(args.seed)
+    settings = train_codec.parse_args(["--config", str(args.config), "--work", str(args.work)])
+    vars(settings).update(SHARES | part.get("args", {}))
+    torch.manual_seed(settings.seed)
+    speech = part.get("speech", lambda frames: frames.speech)(frames)
     with patch.multiple(train_codec, **{"MUON_LEAST": train_codec.MUON_LEAST} | part.get("module", {})):
-        return train_codec.train(args, audio)
+        mimi, settings.work = train_codec.start(settings), work
+        training = train_codec.DecoderTraining(settings, mimi, codes, speech)
+        training.run(args.minutes / 60, args.minutes / 60)
+    return training.mimi, training.step
+
+
+@torch.no_grad()
+def spoken(mimi: MimiModel, code: Code, audio: list[np.ndarray]) -> list[np.ndarray]:
+    """Clips [samples] as the decoder says them from their code."""
+    longer = (F.pad(torch.from_numpy(samples)[None], (2 * FRAME, FRAME)) for samples in audio)
+    heard = (train_codec.tensors(train_codec.frames_of(each), slice(None)) for each in longer)
+    return [decode_latents(mimi, code(*each)[0]) for each in heard]
 
 
 def main() -> None:
     p = parser(__doc__, ROOT / "samples" / "codec_parts.json")
-    p.add_argument("--minutes", type=real(0.01, 600), default=40.0, help="of one core, a part")
-    p.add_argument("--clips", type=whole(1), default=4000, help="espeak-ng clips to train on")
+    p.add_argument("--config", type=location, default=ROOT / "demo" / "next" / "base.yaml", help="of the codec")
+    p.add_argument("--minutes", type=real(0.01, 600), default=12.0, help="of one core, a part")
     p.add_argument("--sentences", type=whole(1), default=20, help="of the corpus's test split, to compare")
-    p.add_argument("--work", type=location, default=Path("runs/codec_parts"))
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="which; all")
+    p.add_argument("--work", type=location, default=Path("runs/codec"))
     args = p.parse_args()
     torch.set_num_threads(1)
-    args.work.mkdir(parents=True, exist_ok=True)
-    if not (args.work / "audio.npy").exists():
-        train_codec.synthesise(args.work, args.clips, 0)
-    audio = np.load(args.work / "audio.npy", mmap_mode="r")
-    rows, recorded = zip(*next(voices(args.sentences))[1])
+    settings = train_codec.parse_args(["--config", str(args.config), "--work", str(args.work)])
+    train_codec.hear(settings)
+    frames = train_codec.load_frames(args.work)
+    code, codes = train_codec.learn_code(settings, frames), np.load(args.work / "codes.npy")
+    rows, recorded = zip(*dict(voices(args.sentences))["its own"])
     originals, parts = [Sound.of(samples, SAMPLE_RATE) for samples in recorded], {}
-    for name, part in PARTS.items():
-        work = args.work / name.replace(" ", "_")
+    for name in args.parts:
+        work = args.work / "parts" / name.replace(" ", "_")
         if not (done := work / "result.json").exists():
-            mimi, steps = trained(work, audio, args.minutes, part)
-            spoken = round_trips(mimi, list(recorded), 0.0)
-            heard = score(kept(work / "heard", rows, spoken), args.scorer)[1]
-            write_json(done, {"steps": steps, **departures(originals, spoken), **heard})
+            mimi, steps = trained(args, PARTS[name], work, codes, frames)
+            clips = spoken(mimi, code, list(recorded))
+            heard = score(kept(work / "heard", rows, clips), args.scorer)[1]
+            write_json(done, {"steps": steps, **departures(originals, clips), **heard})
         parts[name] = json.loads(done.read_text(encoding="utf-8"))
         print(name, parts[name], flush=True)
     write(args.out, {"minutes": args.minutes, "parts": parts})
