@@ -7,7 +7,7 @@ Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: t
 Writes  runs/codec/ (synthesised audio, what is heard and to be said, checkpoints, progress.jsonl) and, at the end,
         demo/codec.safetensors.
 
-    python demo/train_codec.py                                                                  # HOURS on two CPU cores
+    python demo/train_codec.py                                                                  # 3 h on two CPU cores
     python demo/train_codec.py --code-hours 0.01 --both-hours 0.03 --decoder-hours 0.03 --clips 200 --work /tmp/codec \
         --out /tmp/codec.safetensors                                                            # does it run?
     python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --melody-share 0 \

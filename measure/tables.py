@@ -163,8 +163,7 @@ CODECS = {"codec.json": "embedded", "codec_next.json": "next"}
 def codec_voices() -> list[str]:
     rows = []
     noisy = ("noise 0.0", "noise 0.1", "noise 0.5")
-    targets = [("target", "codec.json", ("in step",)), ("next's target", "codec_next.json", ("in step",))]
-    for name, file, shown in (*targets, *((n, f, noisy) for f, n in CODECS.items())):
+    for name, file, shown in (("target", "codec.json", ("in step",)), *((n, f, noisy) for f, n in CODECS.items())):
         for voice, kinds in read(file)["voices"].items():
             for kind in shown:
                 measured = fixed((kinds[kind][key] for key in ("mcd_db", "f0_correlation", "voicing_error")), 2)
@@ -172,6 +171,24 @@ def codec_voices() -> list[str]:
                 error = f"{heard:.3f} ({floor:.3f})" if heard is not None else ""
                 rows.append((name, voice, kind.partition("noise ")[2], *measured, error))
     titles = "codec | voice | latent noise | distortion, dB | pitch correlation | voicing error | error (recordings')"
+    return table(titles, rows)
+
+
+@block
+def codec_parts() -> list[str]:
+    found = read("codec_parts.json")
+    rows = [
+        (
+            name,
+            f"{part['steps']:,}",
+            *fixed((part[key] for key in ("mcd_db", "f0_correlation", "voicing_error")), 2),
+            f"{part['cer_no_marks_mean']:.3f}",
+        )
+        for name, part in found["parts"].items()
+    ]
+    titles = (
+        f"{found['minutes']:g} minutes of one core | steps | distortion, dB | pitch correlation | voicing error | error"
+    )
     return table(titles, rows)
 
 
