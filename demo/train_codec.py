@@ -11,7 +11,7 @@ Writes  runs/codec/ (synthesised audio, what is heard and to be said, checkpoint
     python demo/train_codec.py --code-hours 0.01 --both-hours 0.03 --decoder-hours 0.03 --clips 200 --work /tmp/codec \
         --out /tmp/codec.safetensors                                                            # does it run?
     python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --melody-share 0 \
-        --ramp-share 0 --work runs/further      # trains its decoder further; caches of latents stay valid
+        --ramp-share 0 --floor-share 0 --work runs/further      # trains its decoder further; latents stay as they are
 
 The same command again continues from the checkpoints. Every schedule is a function of the share of the hours spent, so
 a slower machine takes fewer steps, never longer.
@@ -85,7 +85,7 @@ MEL_FLOOR = 1e-4  # speech is some 0.1: at 1e-3 pauses could hiss 40 dB below it
 VOICING_WEIGHT, PERIODS_WEIGHT, MOMENTS_WEIGHT = 0.3, 0.5, 0.05  # beside the spectrum that is read from latents
 READ_WEIGHT = 0.5  # at last, of what is read from the encoder's latents, beside their distance from the code
 CODE_LR, CODE_CROPS = 1e-3, 24  # of the code's networks: peak rate, crops per step
-READER_STEPS = 3000
+READER_STEPS = 600
 HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
 SPECTRAL_LEAST = 0.03  # its weight at first; at once with all of it the voice is gone in fifty steps
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
@@ -625,7 +625,7 @@ def read_periods(latents: np.ndarray, counts: np.ndarray) -> np.ndarray:
     reader = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, MOST_PERIODS + 1))
     optimiser, rng = torch.optim.AdamW(reader.parameters(), CODE_LR, **STYLE), np.random.default_rng(0)
     for step in range(READER_STEPS):
-        drawn = torch.from_numpy(rng.integers(0, len(x), 1024))
+        drawn = torch.from_numpy(rng.integers(0, len(x), 4096))
         optimiser.param_groups[0]["lr"] = 3 * CODE_LR * rate(step / READER_STEPS)
         optimiser.zero_grad()
         F.cross_entropy(reader(x[drawn]), wanted[drawn]).backward()
@@ -861,9 +861,9 @@ def main() -> None:
     # 2. Code, encoder, decoder.
     mimi, steps = train(args)
 
-    # 3. The weights file.
+    # 3. The weights file, in 16 bits: all of demo/ stays under 60 MB.
     tmp = args.out.with_suffix(".tmp")
-    save_file({f"mimi.{k}": v.contiguous() for k, v in mimi.state_dict().items()}, tmp)
+    save_file({f"mimi.{k}": v.half().contiguous() for k, v in mimi.state_dict().items()}, tmp)
     os.replace(tmp, args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB after {steps} steps")
 

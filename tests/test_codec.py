@@ -241,7 +241,7 @@ def test_a_codec_trains_and_continues(tiny_base, tmp_path, rate):
     (tmp_path / "work").mkdir()
     np.save(tmp_path / "work" / "audio.npy", audio.astype("int16"))
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
-    line += " --threads 2 --melody-share 0.2 --critic-share 0.5 --code-hours 0.0005 --both-hours 0.0005 --decoder-hours"
+    line += " --threads 1 --melody-share 0.2 --critic-share 0.5 --code-hours 0.0005 --both-hours 0.0005 --decoder-hours"
     first = run(line, 0.0005)
     assert first.returncode == 0, first.stderr
     second = run(line, 0.001)
@@ -259,7 +259,7 @@ def test_the_decoder_alone_trains_further(tiny_base, tmp_path):
     (tmp_path / "work").mkdir()
     noise = np.random.default_rng(0).normal(0, 3000, 100 * FRAME).astype("int16")
     np.save(tmp_path / "work" / "audio.npy", noise)
-    start = {f"mimi.{k}": v for k, v in train_codec.load_mimi(tiny_base).state_dict().items()}
+    start = {f"mimi.{k}": v.half() for k, v in train_codec.load_mimi(tiny_base).state_dict().items()}
     save_file(start, tmp_path / "start.safetensors")
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors --threads 1"
     line += f" --init {tmp_path}/start.safetensors --code-hours 0 --both-hours 0 --decoder-hours 0.0005"
