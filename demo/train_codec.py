@@ -87,7 +87,7 @@ READ_WEIGHT = 0.5  # at last, of what is read from the encoder's latents, beside
 CODE_LR, CODE_CROPS = 1e-3, 24  # of the code's networks: peak rate, crops per step
 READER_STEPS = 600
 HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
-SPECTRAL_LEAST = 0.03  # its weight at first; at once with all of it the voice is gone in fifty steps
+SPECTRAL_LEAST = 0.03  # its weight at first; before there was a code, with all of it the voice went in fifty steps
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
 MOST_PERIODS = 40  # of a frame, for the code
@@ -347,6 +347,11 @@ def frames_of(longer: torch.Tensor) -> Frames:
     return Frames(heard, speech, sound.astype(np.float16), counts[:, 1:-1])
 
 
+def context(latents: torch.Tensor) -> torch.Tensor:
+    """Each latent and the two before: [B, T, C] -> [B, T - 2, 3 C]"""
+    return torch.cat([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
+
+
 class Code(nn.Module):
     """Latents of what a frame sounds like: `write` makes one of a frame and the one before, `read` reads the frame from
     it and the two before. They teach the encoder and are dropped."""
@@ -367,8 +372,7 @@ class Code(nn.Module):
     def errors(self, latents: torch.Tensor, sound: torch.Tensor, counts: torch.Tensor) -> dict[str, torch.Tensor]:
         """How far what is read from latents [B, T, C] is from the last T - 2 frames of what was heard: the spectrum's
         mean absolute error, and cross-entropies."""
-        context = torch.cat([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
-        mel, voicing, periods = self.read(context).split((LOOKS * MELS, FRAME // HOP, MOST_PERIODS + 1), -1)
+        mel, voicing, periods = self.read(context(latents)).split((LOOKS * MELS, FRAME // HOP, MOST_PERIODS + 1), -1)
         wanted, voiced = sound[:, -mel.shape[1] :].split((LOOKS * MELS, FRAME // HOP), -1)
         return {
             "mel": MEL_STD * F.l1_loss(mel, wanted),
@@ -556,6 +560,11 @@ def save(file: Path, array: np.ndarray) -> None:
     os.replace(file.with_name("tmp.npy"), file)
 
 
+def save_state(file: Path, state: dict) -> None:
+    torch.save(state, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
 def load_frames(work: Path) -> Frames:
     return Frames(*(np.load(work / f"{name}.npy", mmap_mode="r") for name in Frames._fields))
 
@@ -596,7 +605,7 @@ def learn_code(args: argparse.Namespace, frames: Frames) -> Code:
         code.fold(code(*tensors(frames, slice(1000))))
         parts = (slice(i, i + 64) for i in range(0, len(frames.counts), 64))
         save(args.work / "codes.npy", np.concatenate([code(*tensors(frames, part)).numpy() for part in parts]))
-    torch.save(code.state_dict(), args.work / "code.pt")
+    save_state(args.work / "code.pt", code.state_dict())
     return code
 
 
@@ -620,8 +629,8 @@ def read_periods(latents: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Of latents [crops, T, C] and how many periods were heard [crops, T], how many a small network reads from them, at
     most one more or less. 8.4 or 8.6 is all the same to an ear, and 8 or 9 to a waveform: where an encoder takes it for
     the other one, a decoder can say only that."""
-    context = np.concatenate([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
-    x, wanted = torch.from_numpy(context).flatten(0, 1), torch.from_numpy(counts[:, 2:].astype("int64")).flatten()
+    x = context(torch.from_numpy(latents)).flatten(0, 1)
+    wanted = torch.from_numpy(counts[:, 2:].astype("int64")).flatten()
     reader = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, MOST_PERIODS + 1))
     optimiser, rng = torch.optim.AdamW(reader.parameters(), CODE_LR, **STYLE), np.random.default_rng(0)
     for step in range(READER_STEPS):
@@ -657,7 +666,7 @@ class Training:
     def __init__(
         self, args: argparse.Namespace, mimi: MimiModel, parts: tuple[str, ...], **more: nn.Module | torch.optim.AdamW
     ):
-        self.args, self.mimi, self.parts, self.more = args, mimi, parts, more
+        self.args, self.mimi, self.parts = args, mimi, parts
         self.checkpoint = args.work / f"{parts[0]}.pt"
         for name, part in mimi.named_children():
             part.requires_grad_(name in parts)
@@ -688,9 +697,7 @@ class Training:
     def save(self) -> None:
         state = {name: part.state_dict() for name, part in self.state.items()}
         state |= {"weights": self.own(), "ema": self.ema, "step": self.step, "spent": self.spent}
-        tmp = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, tmp)
-        os.replace(tmp, self.checkpoint)
+        save_state(self.checkpoint, state)
 
     def run(self, hours: float, of: float) -> None:
         """Steps until `hours` are spent `of` all that its schedules reckon with, logged every 50, saved every five
