@@ -88,14 +88,25 @@ def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     2024).
 
     U S V^T becomes U p(S) V^T, where p takes all of (0.01, 1) into (0.68, 1.14): not exactly 1, which does not matter
-    to training.
+    to training. In float32 what is iterated is the factor [r, r] before x, as the next gram follows from this one: a
+    quarter of the time for 192 x 3840. Squared, 16 bits would be too few.
     """
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(dtype)
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]  # no singular value above 1
+    if dtype != torch.float32:
+        for _ in range(5):
+            gram = torch.bmm(x, x.mT)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    gram = torch.bmm(x, x.mT)
+    product = torch.eye(x.shape[1], device=x.device).expand_as(gram)
     for _ in range(5):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = torch.bmm(factor, product)
+        gram = torch.bmm(factor, torch.bmm(gram, factor))
+    return torch.bmm(product, x)
 
 
 class Muon(torch.optim.Optimizer):
