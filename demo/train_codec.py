@@ -10,8 +10,8 @@ Writes  runs/codec/ (synthesised audio, what is heard and to be said, checkpoint
     python demo/train_codec.py                                                                  # 3 h on two CPU cores
     python demo/train_codec.py --code-hours 0.01 --both-hours 0.03 --decoder-hours 0.03 --clips 200 --work /tmp/codec \
         --out /tmp/codec.safetensors                                                            # does it run?
-    python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --melody-share 0 \
-        --ramp-share 0 --floor-share 0 --work runs/further      # trains its decoder further; latents stay as they are
+    python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --floor-share 0 \
+        --work runs/further                                     # trains its decoder further; latents stay as they are
 
 The same command again continues from the checkpoints. Every schedule is a function of the share of the hours spent, so
 a slower machine takes fewer steps, never longer.
@@ -25,17 +25,16 @@ price: a frame's pitch moves to a multiple of 12.5 Hz, by 6.25 Hz at most.
 1. The code, without audio: a small network writes log-mel spectrum, voicing and number of periods of a frame and of the
    one before as a latent, another reads them from it and the two before, under noise of up to --noise standard
    deviations, since what a FlowLM predicts is never exact. Both are dropped afterwards. What an encoder learns to say
-   in an hour by way of a decoder, these learn in two minutes (report, section 3).
+   in an hour by way of a decoder, these learn in minutes (report, section 3).
 2. Encoder and decoder side by side, a core each. The encoder hears audio and shall give the code, and what is read from
    it; the decoder is given the code and shall say the frame.
 3. The decoder alone, from what the encoder gives, kept frame by frame; where the encoder has taken a frame's number of
    periods for the next one, so shall the decoder.
 
-A decoder that first learns to whisper does not learn to sing, so it hears one after another: the waveform below 200,
-400, 800, 1600 and 3200 Hz; after --melody-share of the time log-mel and magnitude distances of several windows as well,
-at first faintly, their gradient being ten times as large, and of what is loud, most of it being of pauses; after
---critic-share discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv
-2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
+A decoder that only has spectra to meet learns to whisper, so it also hears the waveform below 200, 400, 800, 1600 and
+3200 Hz; of log-mel and magnitude distances of several windows at first what is loud, as most of their gradient is of
+pauses otherwise. After --critic-share come discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646
+and UnivNet arXiv 2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
 
 Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
 the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
@@ -84,10 +83,10 @@ MEL_MEAN, MEL_STD = -2.5, 2.0  # of log-mel spectra of speech
 MEL_FLOOR = 1e-4  # speech is some 0.1: at 1e-3 pauses could hiss 40 dB below it, which alone is a distortion of 2.5 dB
 VOICING_WEIGHT, PERIODS_WEIGHT, MOMENTS_WEIGHT = 0.3, 0.5, 0.05  # beside the spectrum that is read from latents
 READ_WEIGHT = 0.5  # at last, of what is read from the encoder's latents, beside their distance from the code
-CODE_LR, CODE_CROPS = 1e-3, 24  # of the code's networks: peak rate, crops per step
+CODE_LR, CODE_CROPS = 2e-3, 24  # of the code's networks: peak rate, crops per step
+ENCODER_CROPS, DECODER_CROPS = 6, 3  # per step; with 3 and 6 both learn less in the same time
 READER_STEPS = 600
 HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
-SPECTRAL_LEAST = 0.03  # its weight at first; before there was a code, with all of it the voice went in fifty steps
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
 MOST_PERIODS = 40  # of a frame, for the code
@@ -352,6 +351,10 @@ def context(latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([latents[:, 2:], latents[:, 1:-1], latents[:, :-2]], -1)
 
 
+def hidden_layer(inputs: int, width: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU()
+
+
 class Code(nn.Module):
     """Latents of what a frame sounds like: `write` makes one of a frame and the one before, `read` reads the frame from
     it and the two before. They teach the encoder and are dropped."""
@@ -360,7 +363,7 @@ class Code(nn.Module):
         super().__init__()
         sizes = (2 * (SOUND + MOST_PERIODS + 1), 3 * dimensions), (dimensions, SOUND + MOST_PERIODS + 1)
         self.write, self.read = (
-            nn.Sequential(nn.Linear(i, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, o))
+            nn.Sequential(*hidden_layer(i, width), *hidden_layer(width, width), nn.Linear(width, o))
             for i, o in zip(*sizes)
         )
 
@@ -515,11 +518,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--init", type=Path, help="weights of a codec to train further")
-    p.add_argument("--code-hours", type=float, default=0.15, help="of the code's networks")
+    p.add_argument("--code-hours", type=float, default=0.35, help="of the code's networks")
     p.add_argument("--both-hours", type=float, default=0.7, help="of encoder and decoder, over all continuations")
     p.add_argument("--decoder-hours", type=float, default=2.0, help="of the decoder alone after that")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
-    p.add_argument("--batch-size", type=int, default=6, help="crops per step")
     p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
     p.add_argument(
         "--lr",
@@ -527,9 +529,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1.2e-3,
         help="peak AdamW learning rate, Muon's 2.5 times it, cosine to 2 %%; discriminators 0.4 of the peak",
     )
-    p.add_argument("--melody-share", type=float, default=0.05, help="share of the decoder's time for the low waveform")
-    p.add_argument("--ramp-share", type=float, default=0.1, help="and from there until spectra and noise count fully")
-    p.add_argument("--floor-share", type=float, default=0.35, help="and from there until they hear what is faint, too")
+    p.add_argument("--floor-share", type=float, default=0.4, help="share until the spectra hear what is faint, too")
     p.add_argument("--critic-share", type=float, default=0.8, help="share before the discriminators start")
     p.add_argument(
         "--noise", type=float, default=0.4, help="largest latent noise, in standard deviations, drawn per crop"
@@ -635,7 +635,7 @@ def read_periods(latents: np.ndarray, counts: np.ndarray) -> np.ndarray:
     optimiser, rng = torch.optim.AdamW(reader.parameters(), CODE_LR, **STYLE), np.random.default_rng(0)
     for step in range(READER_STEPS):
         drawn = torch.from_numpy(rng.integers(0, len(x), 4096))
-        optimiser.param_groups[0]["lr"] = 3 * CODE_LR * rate(step / READER_STEPS)
+        optimiser.param_groups[0]["lr"] = 1.5 * CODE_LR * rate(step / READER_STEPS)
         optimiser.zero_grad()
         F.cross_entropy(reader(x[drawn]), wanted[drawn]).backward()
         optimiser.step()
@@ -739,9 +739,9 @@ class Training:
         self.step += 1
         return {"lr": lr, **{name: value.item() for name, value in (record | {"grad_norm": norm}).items()}}
 
-    def draw(self, crops: int) -> np.ndarray:
-        """Which of so many crops the next batch holds."""
-        return np.sort(self.rng.integers(0, crops, self.args.batch_size))
+    def draw(self, crops: int, size: int) -> np.ndarray:
+        """Which of so many crops the next batch of that size holds."""
+        return np.sort(self.rng.integers(0, crops, size))
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Of a drawn batch, and its terms."""
@@ -756,7 +756,7 @@ class EncoderTraining(Training):
         self.frames, self.code = frames, code.requires_grad_(False)
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        crops = self.draw(len(self.frames.heard))
+        crops = self.draw(len(self.frames.heard), ENCODER_CROPS)
         sound, counts = tensors(self.frames, crops)
         latents = self.mimi.encode_to_latent(waveform(self.frames.heard[crops, FRAME:-FRAME]))[:, 2:]
         errors = self.code.errors(disturbed(latents, torch.ones(latents.shape[-1]), self.args.noise), sound, counts)
@@ -775,20 +775,13 @@ class DecoderTraining(Training):
         self.melody, self.distance = MelodyDistance(speech.shape[1]), SpectralDistance()
 
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        args, crops = self.args, self.draw(len(self.latents))
+        args, crops = self.args, self.draw(len(self.latents), DECODER_CROPS)
         real, latents = waveform(self.speech[crops]), torch.from_numpy(self.latents[crops])
-        ramped = args.melody_share + args.ramp_share
-        ramp, fallen = (
-            min(1.0, max(0.0, (share - begin) / (length + 1e-9)))
-            for begin, length in ((args.melody_share, args.ramp_share), (ramped, args.floor_share))
-        )
-        fake = decode(self.mimi, disturbed(latents, self.std, args.noise * (0.1 + 0.9 * ramp)))
-        record = {"melody": self.melody(fake, real)}
-        loss = MELODY_WEIGHT * record["melody"]
-        if share >= args.melody_share:
-            self.distance.floor = HIGH_FLOOR ** (1 - fallen) * MEL_FLOOR**fallen
-            record["spectral"] = self.distance(fake, real)
-            loss = loss + SPECTRAL_LEAST ** (1 - ramp) * record["spectral"]
+        fake = decode(self.mimi, disturbed(latents, self.std, args.noise))
+        fallen = min(1.0, share / (args.floor_share + 1e-9))
+        self.distance.floor = HIGH_FLOOR ** (1 - fallen) * MEL_FLOOR**fallen
+        record = {"melody": self.melody(fake, real), "spectral": self.distance(fake, real)}
+        loss = MELODY_WEIGHT * record["melody"] + record["spectral"]
         if share >= args.critic_share:
             more, of_critic = self.against_critic(real, fake)
             loss, record = loss + more, record | of_critic
@@ -819,7 +812,7 @@ def start(args: argparse.Namespace) -> MimiModel:
     if args.init:
         mimi.load_state_dict({k.removeprefix("mimi."): v for k, v in load_file(args.init).items()})
     else:
-        scale_layers(mimi, waveform(np.load(args.work / "heard.npy", mmap_mode="r")[: args.batch_size, FRAME:-FRAME]))
+        scale_layers(mimi, waveform(np.load(args.work / "heard.npy", mmap_mode="r")[:ENCODER_CROPS, FRAME:-FRAME]))
     return mimi
 
 

@@ -41,16 +41,16 @@ def nothing(*_: object) -> None:
 
 
 # Shares of the few minutes, and what stands in their place, in the module or in the arguments.
-SHARES = {"melody_share": 0.15, "ramp_share": 0.2, "floor_share": 0.4, "critic_share": 0.85}
+SHARES = {"floor_share": 0.4, "critic_share": 0.85}
 PARTS: dict[str, dict] = {
     "recipe": {},
     "speech as it was heard": {"speech": lambda frames: frames.heard[:, 2 * FRAME : -FRAME]},
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
-    "low waveform and spectra at once": {"args": {"melody_share": 0.0, "ramp_share": 0.0}},
     "faint sounds from the start": {"module": {"HIGH_FLOOR": MEL_FLOOR}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
     "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
     "transformers at 200 Hz": {"args": {"config": ROOT / "demo" / "base.yaml"}},
+    "six crops a step": {"module": {"DECODER_CROPS": 6}},
     "without discriminators": {"args": {"critic_share": 1.0}},
 }
 

@@ -153,7 +153,7 @@ def test_what_is_read_belongs_to_its_frame():
 
 
 def test_a_step_of_the_encoder_trains_the_encoder_only(tiny_base, tmp_path):
-    args = train_codec.parse_args(["--config", f"{tiny_base}", "--work", f"{tmp_path}", "--batch-size", "2"])
+    args = train_codec.parse_args(["--config", f"{tiny_base}", "--work", f"{tmp_path}"])
     mimi, code = train_codec.load_mimi(tiny_base), train_codec.Code(32)
     training = train_codec.EncoderTraining(args, mimi, frames_of_voices(1, 0.5, 0.1), code)
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (mimi, code)]
@@ -241,7 +241,7 @@ def test_a_codec_trains_and_continues(tiny_base, tmp_path, rate):
     (tmp_path / "work").mkdir()
     np.save(tmp_path / "work" / "audio.npy", audio.astype("int16"))
     line = f"demo/train_codec.py --config {tiny_base} --work {tmp_path}/work --out {tmp_path}/c.safetensors"
-    line += " --threads 1 --melody-share 0.2 --critic-share 0.5 --code-hours 0.0005 --both-hours 0.0005 --decoder-hours"
+    line += " --threads 1 --floor-share 0.2 --critic-share 0.5 --code-hours 0.0005 --both-hours 0.0005 --decoder-hours"
     first = run(line, 0.0005)
     assert first.returncode == 0, first.stderr
     second = run(line, 0.001)
