@@ -114,6 +114,23 @@ def test_newton_schulz_keeps_singular_vectors_and_evens_singular_values(dtype, t
     assert torch.linalg.svdvals(found).min() > 0.6 and torch.linalg.svdvals(found).max() < 1.25
 
 
+def test_newton_schulz_takes_tf32_products(monkeypatch):
+    """Where train.py allows them, operands of 10 bits change an update by less than 1 %."""
+
+    def rounded(x):
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    bmm, generator = torch.bmm, torch.Generator().manual_seed(0)
+    matrices = torch.randn(2, 96, 384, generator=generator) * torch.logspace(0, -4, 96)[None, :, None]
+    matrices = torch.linalg.qr(torch.randn(2, 96, 96, generator=generator))[0] @ matrices
+    wanted = orthogonalised(matrices.double(), torch.float64)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(torch, "bmm", lambda a, b: bmm(rounded(a), rounded(b)))
+    monkeypatch.setattr(torch, "baddbmm", lambda x, a, b, beta=1, alpha=1: beta * x + alpha * torch.bmm(a, b))
+    found = orthogonalised(matrices, torch.float32).double()
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+
+
 def test_muon_is_torchs_in_float32(flow_lm, monkeypatch):
     """Three steps beside torch.optim.Muon made to iterate in fp32: momentum, weight decay, the rate of wide and tall
     matrices."""
