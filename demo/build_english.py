@@ -7,9 +7,9 @@
 
 The text is in the public domain: six novels, Project Gutenberg's editions as Debian's r-cran-janeaustenr (1.0.0) packs
 them. Most phrases are short, because a row's cost grows faster than its length and an alignment is learnt from short
-rows first. The voice is espeak-ng's default formants, which the nano codec knows from Arabic.
+rows first. The voice has espeak-ng's default formants and the pitch of demo/corpus's.
 
-Writes OUT/clips/NNNNN.wav (22.05 kHz) and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and
+Writes OUT/clips/NNNNN.wav and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and
 test.
 """
 
@@ -18,8 +18,14 @@ import csv
 import random
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import soundfile as sf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from build_corpus import SAMPLE_RATE, espeak
 
 NOVELS = ("sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey", "persuasion")
 HELD_OUT = 40
@@ -63,7 +69,7 @@ def phrases(text: str, rng: random.Random) -> list[str]:
 
 def speak(job: tuple[str, Path]) -> None:
     text, wav = job
-    subprocess.run(["espeak-ng", "-v", "en", "-s", "150", "-w", str(wav), text], check=True)
+    sf.write(wav, espeak(text, "en"), SAMPLE_RATE)
 
 
 def main() -> None:

@@ -86,6 +86,7 @@ READ_WEIGHT = 0.5  # at last, of what is read from the encoder's latents, beside
 CODE_LR, CODE_CROPS = 2e-3, 24  # of the code's networks: peak rate, crops per step
 ENCODER_CROPS, DECODER_CROPS = 6, 3  # per step; with 3 and 6 both learn less in the same time
 READER_STEPS = 600
+SILENCE, RISE = 2 * FRAME, 240  # samples: most of a crop's own that are silent at first, and how fast it sets in then
 HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
@@ -93,8 +94,6 @@ MOST_PERIODS = 40  # of a frame, for the code
 VOICED = 0.45  # autocorrelation at the period
 
 STYLE = {"betas": (0.8, 0.99), "weight_decay": 0.01}  # AdamW's
-
-VOICE = {"pitch": 60, "melody": 150}  # of the corpus that is to be made with this codec
 
 # --- what the codec hears ---------------------------------------------------------------------------------------------
 
@@ -147,14 +146,14 @@ def english_lines() -> list[str]:
 
 
 def synthesise(folder: Path, num_clips: int, seed: int) -> None:
-    """Write `num_clips` espeak-ng clips to one int16 array: half Arabic in VOICE, a quarter English in it, a quarter
-    other voices of both."""
+    """Write `num_clips` espeak-ng clips to one int16 array: seven of eight in the corpus's voice, three of four of them
+    Arabic and one English, the others in other voices, Arabic and English."""
     rng, english = random.Random(seed), english_lines()
     variants = [f"m{i}" for i in range(1, 9)] + [f"f{i}" for i in range(1, 6)] + ["klatt", "klatt2", "steph", "adam"]
     jobs = []
     for i in range(num_clips):
-        if i % 4:
-            how: dict = VOICE | {"voice": rng.choice(["ar", "ar", "en"])}
+        if i % 8:
+            how: dict = {"voice": rng.choice(["ar", "ar", "ar", "en"])}
         else:
             how = {
                 "voice": f"{rng.choice(['ar', 'ar', 'en-us', 'en-gb'])}+{rng.choice(variants)}",
@@ -183,6 +182,14 @@ def draw_batch(audio: np.ndarray, batch_size: int, frames: int, rng: np.random.G
     batch = np.stack([audio[s : s + frames * FRAME] for s in starts]).astype("float32") / 32768
     gain = 10 ** (rng.uniform(-12, 3, (batch_size, 1)) / 20)
     return torch.from_numpy((batch * gain).astype("float32")).clamp(-1, 1)[:, None]
+
+
+def begun(longer: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Audio [B, N] as a clip begins: silent for a frame and up to SILENCE more. A codec whose crops all begin within
+    speech gives and makes of a clip's first latents, which have no past, anything: theirs had a deviation of 4, and
+    their sound was a burst."""
+    silence = torch.from_numpy(rng.integers(FRAME, FRAME + SILENCE, (len(longer), 1)))
+    return longer * ((torch.arange(longer.shape[1]) - silence) / RISE).clamp(0, 1)
 
 
 # --- speech in step with the frames -----------------------------------------------------------------------------------
@@ -314,13 +321,12 @@ def disturbed(latents: torch.Tensor, std: torch.Tensor, most: float) -> torch.Te
 
 
 class Frames(NamedTuple):
-    """What the codec trains on, crops side by side, each with its own gain. What is said begins one frame late, as
-    the code hears the frame before, too."""
+    """What the codec trains on, crops side by side, each with its own gain."""
 
-    heard: np.ndarray  # [crops, (frames + 2) * FRAME] int16, audio, a frame more on both sides
-    speech: np.ndarray  # [crops, (frames - 1) * FRAME] int16, what is to be said
-    sound: np.ndarray  # [crops, frames, SOUND] float16, log-mel spectrum of each 120 samples, voicing of each HOP
-    counts: np.ndarray  # [crops, frames] uint8, periods in step, 0 in a frame that is less than half voiced
+    heard: np.ndarray  # [crops, (frames + 2) * FRAME] int16, audio, a frame more on both sides, silent before
+    speech: np.ndarray  # [crops, frames * FRAME] int16, what is to be said
+    sound: np.ndarray  # [crops, 1 + frames, SOUND] float16, log-mel spectrum of each 120 samples, voicing of each HOP
+    counts: np.ndarray  # [crops, 1 + frames] uint8, periods in step, 0 in a frame that is less than half voiced
 
 
 MELS, LOOKS = 64, FRAME // 120
@@ -331,7 +337,7 @@ def frames_of(longer: torch.Tensor) -> Frames:
     """Of audio [B, N] with a frame more on both sides."""
     window = torch.hann_window(512)
     bank = torchaudio.functional.melscale_fbanks(513, 0.0, 12000.0, MELS, SAMPLE_RATE, mel_scale="slaney")
-    looks = longer[:, FRAME - 256 : -FRAME + 256].unfold(-1, 512, 120)[:, :-1] * window
+    looks = F.pad(longer, (256, 256 - FRAME)).unfold(-1, 512, 120)[:, :-1] * window
     mel = (torch.log(torch.fft.rfft(looks, 1024).abs() @ bank + 1e-3) - MEL_MEAN) / MEL_STD
     hz, phase, voiced = periods(longer)
     counts = np.zeros((len(longer), longer.shape[1] // FRAME), np.uint8)
@@ -341,9 +347,9 @@ def frames_of(longer: torch.Tensor) -> Frames:
     by_frame = voiced[:, :-1].reshape(*counts.shape, -1)
     counts *= by_frame.mean(2) >= 0.5
     speech = np.stack([crop_in_step(*crop) for crop in zip(longer.numpy(), hz, phase, voiced)])
-    heard, speech = ((x * 32767).astype(np.int16) for x in (longer.numpy(), speech[:, 2 * FRAME : -FRAME].clip(-1, 1)))
-    sound = np.concatenate([mel.unflatten(1, (-1, LOOKS)).flatten(2).numpy(), by_frame[:, 1:-1]], -1)
-    return Frames(heard, speech, sound.astype(np.float16), counts[:, 1:-1])
+    heard, speech = ((x * 32767).astype(np.int16) for x in (longer.numpy(), speech[:, FRAME:-FRAME].clip(-1, 1)))
+    sound = np.concatenate([mel.unflatten(1, (-1, LOOKS)).flatten(2).numpy(), by_frame[:, :-1]], -1)
+    return Frames(heard, speech, sound.astype(np.float16), counts[:, :-1])
 
 
 def context(latents: torch.Tensor) -> torch.Tensor:
@@ -518,6 +524,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=HERE / "codec.safetensors", help="weights file written at the end")
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--init", type=Path, help="weights of a codec to train further")
+    p.add_argument("--init-code", type=Path, help="code.pt of another run's --work, to train it further")
     p.add_argument("--code-hours", type=float, default=0.35, help="of the code's networks")
     p.add_argument("--both-hours", type=float, default=0.7, help="of encoder and decoder, over all continuations")
     p.add_argument("--decoder-hours", type=float, default=2.0, help="of the decoder alone after that")
@@ -550,7 +557,7 @@ def hear(args: argparse.Namespace) -> None:
     starts, rng, kept = np.arange(0, len(audio) - long, args.frames * FRAME), np.random.default_rng(args.seed), []
     for i in range(0, len(starts), 16):
         crops = [draw_batch(audio[s : s + long + 1], 1, args.frames + 2, rng)[:, 0] for s in starts[i : i + 16]]
-        kept.append(frames_of(torch.cat(crops)))
+        kept.append(frames_of(begun(torch.cat(crops), rng)))
     for name, arrays in zip(Frames._fields, zip(*kept)):
         save(args.work / f"{name}.npy", np.concatenate(arrays))
 
@@ -583,11 +590,23 @@ def tensors(frames: Frames, crops: np.ndarray | slice) -> tuple[torch.Tensor, to
 
 def learn_code(args: argparse.Namespace, frames: Frames) -> Code:
     """Stage 1, once: the code in code.pt, that of all frames in codes.npy."""
-    code, rng = Code(load_mimi(args.config).quantizer.dimension), np.random.default_rng(args.seed)
-    if (args.work / "code.pt").exists():
-        code.load_state_dict(torch.load(args.work / "code.pt", weights_only=True))
-        return code
+    code, file = Code(load_mimi(args.config).quantizer.dimension), args.work / "code.pt"
+    if file.exists() or args.init_code:
+        code.load_state_dict(torch.load(file if file.exists() else args.init_code, weights_only=True))
+    if not file.exists():
+        train_code(args, frames, code)
+        save_state(file, code.state_dict())
+    if not (args.work / "codes.npy").exists():
+        parts = (slice(i, i + 64) for i in range(0, len(frames.counts), 64))
+        with torch.no_grad():
+            codes = [code(*tensors(frames, part)).numpy() for part in parts]
+        save(args.work / "codes.npy", np.concatenate(codes))
+    return code
+
+
+def train_code(args: argparse.Namespace, frames: Frames, code: Code) -> None:
     optimiser, step, began = torch.optim.AdamW(code.parameters(), CODE_LR, **STYLE), 0, time.monotonic()
+    rng = np.random.default_rng(args.seed)
     while (share := (time.monotonic() - began) / 3600 / args.code_hours) < 1:
         optimiser.param_groups[0]["lr"] = CODE_LR * min(1, (step + 1) / 100) * rate(share)
         sound, counts = tensors(frames, np.sort(rng.integers(0, len(frames.counts), CODE_CROPS)))
@@ -603,24 +622,20 @@ def learn_code(args: argparse.Namespace, frames: Frames) -> Code:
             log(args.work, {"part": "code", "step": step, **{name: error.item() for name, error in errors.items()}})
     with torch.no_grad():
         code.fold(code(*tensors(frames, slice(1000))))
-        parts = (slice(i, i + 64) for i in range(0, len(frames.counts), 64))
-        save(args.work / "codes.npy", np.concatenate([code(*tensors(frames, part)).numpy() for part in parts]))
-    save_state(args.work / "code.pt", code.state_dict())
-    return code
 
 
 def keep_latents(args: argparse.Namespace, mimi: MimiModel, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
-    """What the encoder makes of all frames but each crop's first [crops, frames - 1, C], and what is to be said then,
-    once: periods as in `frames.speech`, but as many in a frame as is read from the latents."""
+    """What the encoder makes of all frames [crops, frames, C], and what is to be said then, once: periods as in
+    `frames.speech`, but as many in a frame as is read from the latents."""
     files = [args.work / "latents.npy", args.work / "said.npy"]
     if not files[1].exists():
         crops = [slice(i, i + 16) for i in range(0, len(frames.heard), 16)]
         with torch.no_grad():
             heard = (waveform(frames.heard[part, FRAME:-FRAME]) for part in crops)
-            latents = np.concatenate([mimi.encode_to_latent(part)[:, 1:].numpy() for part in heard])
-        counts = np.pad(read_periods(latents, frames.counts[:, 1:]), ((0, 0), (2, 1)))
+            latents = np.concatenate([mimi.encode_to_latent(part).numpy() for part in heard])
+        counts = np.pad(read_periods(latents, frames.counts[:, 1:]), ((0, 0), (1, 1)))
         save(files[0], latents)
-        said = [in_step(waveform(frames.heard[part])[:, 0], counts[part])[:, 2 * FRAME : -FRAME] for part in crops]
+        said = [in_step(waveform(frames.heard[part])[:, 0], counts[part])[:, FRAME:-FRAME] for part in crops]
         save(files[1], (torch.cat(said).clamp(-1, 1) * 32767).to(torch.int16).numpy())
     return np.load(files[0]), np.load(files[1], mmap_mode="r")
 
@@ -749,7 +764,7 @@ class Training:
 
 
 class EncoderTraining(Training):
-    """It shall give the code, and what is read from it, where it has heard two frames."""
+    """It shall give the code, and what is read from it."""
 
     def __init__(self, args: argparse.Namespace, mimi: MimiModel, frames: Frames, code: Code):
         super().__init__(args, mimi, ENCODER)
@@ -758,9 +773,9 @@ class EncoderTraining(Training):
     def loss(self, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         crops = self.draw(len(self.frames.heard), ENCODER_CROPS)
         sound, counts = tensors(self.frames, crops)
-        latents = self.mimi.encode_to_latent(waveform(self.frames.heard[crops, FRAME:-FRAME]))[:, 2:]
+        latents = self.mimi.encode_to_latent(waveform(self.frames.heard[crops, FRAME:-FRAME]))
         errors = self.code.errors(disturbed(latents, torch.ones(latents.shape[-1]), self.args.noise), sound, counts)
-        record = {"code": F.mse_loss(latents, self.code(sound, counts)[:, 1:])} | errors
+        record = {"code": F.mse_loss(latents, self.code(sound, counts))} | errors
         return record["code"] + share * READ_WEIGHT * error_sum(errors), record
 
 

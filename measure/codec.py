@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "demo"))
 from build_corpus import espeak
-from train_codec import FRAME, SAMPLE_RATE, VOICE, english_lines, in_step
+from train_codec import FRAME, SAMPLE_RATE, english_lines, in_step
 
 from pocket_arabic.audio import read_audio
 from pocket_arabic.base import decode_latents, load_config, load_mimi
@@ -48,7 +48,7 @@ def voices(number: int) -> Iterator[tuple[str, list[tuple[dict, np.ndarray]]]]:
     english = [f"{line}." for line in lines[:: len(lines) // number][:number]]
     recorded = [read_audio(ROOT / "demo" / "corpus" / row["file_name"], SAMPLE_RATE) for row in rows]
     yield "corpus", described(texts, recorded)
-    yield "its own", described(texts, [espeak(text, **VOICE) for text in texts])
+    yield "its own", described(texts, [espeak(text) for text in texts])
     yield "another Arabic voice", described(texts, [espeak(text, OTHER_VOICE) for text in texts])
     yield "English", described(english, [espeak(text, ENGLISH_VOICE) for text in english])
 

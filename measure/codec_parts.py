@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from codec import departures, kept, voices
 from harness import ROOT, parser, score, write
 from pocket_tts.models.mimi import MimiModel
@@ -40,18 +41,22 @@ def nothing(*_: object) -> None:
     """In the place of `scale_layers`."""
 
 
-# Shares of the few minutes, and what stands in their place, in the module or in the arguments.
+# Shares of the few minutes, and what stands in their place: in the module, in the arguments, in the config's `mimi`.
 SHARES = {"floor_share": 0.4, "critic_share": 0.85}
+SLOW = {"ratios": [20, 12, 8]}
 PARTS: dict[str, dict] = {
     "recipe": {},
-    "speech as it was heard": {"speech": lambda frames: frames.heard[:, 2 * FRAME : -FRAME]},
+    "speech as it was heard": {"speech": lambda frames: frames.heard[:, FRAME:-FRAME]},
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
+    "without discriminators": {"args": {"critic_share": 1.0}},
+    "discriminators from the start": {"args": {"critic_share": 0.0}},
+    "a third less decoder": {"mimi": {"decoder_seanet": {"n_filters": 16}}},
+    "transformers at 12.5 Hz": {
+        "mimi": {"seanet": SLOW, "decoder_seanet": SLOW, "transformer": {"output_dimensions": [32]}}
+    },
     "faint sounds from the start": {"module": {"HIGH_FLOOR": MEL_FLOOR}},
     "AdamW for all": {"module": {"MUON_LEAST": 10**9}},
     "layers as PyTorch starts them": {"module": {"scale_layers": nothing}},
-    "transformers at 200 Hz": {"args": {"config": ROOT / "demo" / "base.yaml"}},
-    "six crops a step": {"module": {"DECODER_CROPS": 6}},
-    "without discriminators": {"args": {"critic_share": 1.0}},
 }
 
 
@@ -60,7 +65,11 @@ def trained(
 ) -> tuple[MimiModel, int]:
     """A decoder of so many minutes, its averaged weights, and the steps it made."""
     work.mkdir(parents=True, exist_ok=True)
-    settings = train_codec.parse_args(["--config", str(args.config), "--work", str(args.work)])
+    config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+    for name, sizes in part.get("mimi", {}).items():
+        config["mimi"][name] = config["mimi"][name] | sizes
+    (work / "base.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    settings = train_codec.parse_args(["--config", str(work / "base.yaml"), "--work", str(args.work)])
     vars(settings).update(SHARES | part.get("args", {}))
     torch.manual_seed(settings.seed)
     speech = part.get("speech", lambda frames: frames.speech)(frames)
@@ -74,7 +83,7 @@ def trained(
 @torch.no_grad()
 def spoken(mimi: MimiModel, code: Code, audio: list[np.ndarray]) -> list[np.ndarray]:
     """Clips [samples] as the decoder says them from their code."""
-    longer = (F.pad(torch.from_numpy(samples)[None], (2 * FRAME, FRAME)) for samples in audio)
+    longer = (F.pad(torch.from_numpy(samples)[None], (FRAME, FRAME)) for samples in audio)
     heard = (train_codec.tensors(train_codec.frames_of(each), slice(None)) for each in longer)
     return [decode_latents(mimi, code(*each)[0]) for each in heard]
 

@@ -101,13 +101,19 @@ def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x
     gram = torch.bmm(x, x.mT)
-    product = torch.eye(x.shape[1], device=x.device).expand_as(gram)
-    for _ in range(5):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = torch.bmm(factor, product)
+    product = factor = polynomial(gram, a, b, c)
+    for _ in range(4):
         gram = torch.bmm(factor, torch.bmm(gram, factor))
+        factor = polynomial(gram, a, b, c)
+        product = torch.bmm(factor, product)
     return torch.bmm(product, x)
+
+
+def polynomial(gram: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
+    """a + b gram + c gram^2"""
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 class Muon(torch.optim.Optimizer):

@@ -106,7 +106,7 @@ def test_the_share_of_phase_is_that_of_what_is_moved():
 
 
 def frames_of_voices(*gains: float) -> train_codec.Frames:
-    """Six frames of a steady voice for each gain, from eight."""
+    """Seven frames of a steady voice for each gain, from eight."""
     time = torch.arange(8 * FRAME, dtype=torch.float64) / SAMPLE_RATE
     voice = sum(torch.cos(2 * math.pi * k * 137 * time) for k in range(1, 20))[None].float() / 50
     return train_codec.frames_of(torch.cat([gain * voice for gain in gains]))
@@ -114,15 +114,24 @@ def frames_of_voices(*gains: float) -> train_codec.Frames:
 
 def test_frames_hold_what_is_heard():
     """A steady voice: its periods in every frame, twice as loud log 2 more in every band that it fills; of silence no
-    voice. What is to be said begins a frame later."""
+    voice. Beside what is to be said there is the frame before."""
     frames = frames_of_voices(1, 2, 0)
-    assert frames.heard.shape == (3, 8 * FRAME) and frames.speech.shape == (3, 5 * FRAME)
-    assert frames.sound.shape == (3, 6, 16 * 64 + 8) and frames.counts.shape == (3, 6)
+    assert frames.heard.shape == (3, 8 * FRAME) and frames.speech.shape == (3, 6 * FRAME)
+    assert frames.sound.shape == (3, 7, 16 * 64 + 8) and frames.counts.shape == (3, 7)
     assert (frames.counts[:2] == round(137 / 12.5)).all() and not frames.counts[2].any()
     assert (frames.sound[:2, ..., -8:] == 1).all() and not frames.sound[2, ..., -8:].any()
-    mel = train_codec.MEL_STD * frames.sound[..., : 16 * 64].astype("float32").reshape(3, 6, 16, 64)
+    mel = train_codec.MEL_STD * frames.sound[..., : 16 * 64].astype("float32").reshape(3, 7, 16, 64)
     assert np.allclose((mel[1] - mel[0])[..., :32], math.log(2), atol=0.05)  # below 2.6 kHz, where the voice is
     assert not frames.heard[2].any() and not frames.speech[2].any()
+
+
+def test_crops_begin_as_clips_do():
+    """A frame and up to two more are silent, each crop's own; what comes later is as it was."""
+    audio = torch.ones(64, 8 * FRAME)
+    begun = train_codec.begun(audio, np.random.default_rng(0))
+    silent = (begun == 0).sum(1)
+    assert silent.min() > FRAME and silent.max() <= 3 * FRAME + 1 and len(silent.unique()) > 32
+    assert (begun[:, 3 * FRAME + 240 :] == 1).all() and (begun.diff(dim=1).abs() < 0.01).all()
 
 
 def test_a_folded_code_says_the_same_in_unit_variance():
@@ -137,6 +146,23 @@ def test_a_folded_code_says_the_same_in_unit_variance():
     assert torch.allclose(after.std((0, 1)), torch.ones(4), atol=1e-5)
     for name, error in code.errors(after, sound, counts).items():
         assert torch.allclose(error, read[name], atol=1e-5)
+
+
+def test_a_code_trains_further(tmp_path):
+    """From another run's, in unit variance again; then it stays, and so does what it writes."""
+    torch.manual_seed(0)
+    earlier, frames = train_codec.Code(32), frames_of_voices(1, 0.5, 0.1, 0)
+    torch.save(earlier.state_dict(), tmp_path / "earlier.pt")
+    line = ["--init-code", f"{tmp_path}/earlier.pt", "--code-hours", "1e-9", "--work", f"{tmp_path}"]
+    code = train_codec.learn_code(train_codec.parse_args(line), frames)
+    assert torch.equal(code.write[0].weight, earlier.write[0].weight)
+    codes = np.load(tmp_path / "codes.npy")
+    assert codes.shape == (4, 6, 32) and np.allclose(codes.std((0, 1)), 1, atol=0.05)
+    (tmp_path / "earlier.pt").unlink()
+    (tmp_path / "codes.npy").unlink()
+    again = train_codec.learn_code(train_codec.parse_args(line), frames)
+    assert torch.equal(again.write[-1].weight, code.write[-1].weight)
+    assert np.array_equal(np.load(tmp_path / "codes.npy"), codes)
 
 
 def test_what_is_read_belongs_to_its_frame():
