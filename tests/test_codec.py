@@ -47,6 +47,17 @@ def test_the_melody_distance_is_the_waveforms_not_the_spectrums():
     assert SpectralDistance()(-real, real).item() < 1e-6
 
 
+def test_pauses_do_not_pull_more_than_speech():
+    """A sound a little louder than it should be and hiss 60 dB below it in a pause: where there is nothing, logarithms
+    are steep: 720 times as much without weights."""
+    sound, hiss = torch.randn(2, 1, 1, 8 * FRAME, generator=torch.Generator().manual_seed(0)) / 10
+    real = torch.cat([sound, torch.zeros_like(sound)], -1)
+    said = torch.cat([1.1 * sound, hiss / 1000], -1).requires_grad_()
+    SpectralDistance()(said, real).backward()
+    speech, pause = (part.norm().item() for part in said.grad.split(sound.shape[-1], -1))
+    assert 1 < pause / speech < 40
+
+
 @pytest.mark.parametrize("hz", [83.0, 104.0, 137.0, 240.0])
 def test_a_voice_in_step_begins_a_period_with_each_frame(hz):
     """Of a steady voice all frames become the same, and hold the whole periods nearest to those they held; its formant
