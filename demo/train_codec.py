@@ -7,11 +7,13 @@ Reads   demo/base.yaml (its `mimi` section) and espeak-ng's voices; no corpus: t
 Writes  runs/codec/ (synthesised audio, what is heard and to be said, checkpoints, progress.jsonl) and, at the end,
         demo/codec.safetensors.
 
-    python demo/train_codec.py                                                                  # 3 h on two CPU cores
+    python demo/train_codec.py                                                                  # 5 h on two CPU cores
     python demo/train_codec.py --code-hours 0.01 --both-hours 0.03 --decoder-hours 0.03 --clips 200 --work /tmp/codec \
         --out /tmp/codec.safetensors                                                            # does it run?
     python demo/train_codec.py --init demo/codec.safetensors --code-hours 0 --both-hours 0 --floor-share 0 \
         --work runs/further                                     # trains its decoder further; latents stay as they are
+    python demo/train_codec.py --init demo/codec.safetensors --init-code runs/codec/code.pt --seed 1 --floor-share 0 \
+        --work runs/round                                       # trains all of it further, on other speech
 
 The same command again continues from the checkpoints. Every schedule is a function of the share of the hours spent, so
 a slower machine takes fewer steps, never longer.
@@ -32,9 +34,10 @@ price: a frame's pitch moves to a multiple of 12.5 Hz, by 6.25 Hz at most.
    periods for the next one, so shall the decoder.
 
 A decoder that only has spectra to meet learns to whisper, so it also hears the waveform below 200, 400, 800, 1600 and
-3200 Hz; of log-mel and magnitude distances of several windows at first what is loud, as most of their gradient is of
-pauses otherwise. After --critic-share come discriminators (multi-period and multi-resolution, HiFi-GAN arXiv 2010.05646
-and UnivNet arXiv 2106.07889, a few channels each) with feature matching, for the fine structure of the upper bands.
+3200 Hz; of log-mel and magnitude distances of several windows at first what is loud, and quiet frames weigh less, as
+most of their gradient is of pauses otherwise. After --critic-share come discriminators (multi-period and
+multi-resolution, HiFi-GAN arXiv 2010.05646 and UnivNet arXiv 2106.07889, a few channels each) with feature matching,
+for the fine structure of the upper bands.
 
 Layers start at unit variance (Mishkin and Matas, arXiv 1511.06422) and convolutions train with Muon: without the one
 the latents hardly move for hundreds of steps, without the other each part takes longer (report, section 3).
@@ -532,9 +535,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=Path("runs/codec"), help="synthesised audio, checkpoint, progress")
     p.add_argument("--init", type=Path, help="weights of a codec to train further")
     p.add_argument("--init-code", type=Path, help="code.pt of another run's --work, to train it further")
-    p.add_argument("--code-hours", type=float, default=0.35, help="of the code's networks")
-    p.add_argument("--both-hours", type=float, default=0.7, help="of encoder and decoder, over all continuations")
-    p.add_argument("--decoder-hours", type=float, default=2.0, help="of the decoder alone after that")
+    p.add_argument("--code-hours", type=float, default=0.75, help="of the code's networks")
+    p.add_argument("--both-hours", type=float, default=1.5, help="of encoder and decoder, over all continuations")
+    p.add_argument("--decoder-hours", type=float, default=2.5, help="of the decoder alone after that")
     p.add_argument("--clips", type=int, default=4000, help="espeak-ng clips to synthesise (about 4 s each)")
     p.add_argument("--frames", type=int, default=14, help="latent frames per crop (80 ms each)")
     p.add_argument(
