@@ -9,8 +9,7 @@ The text is in the public domain: six novels, Project Gutenberg's editions as De
 them. Most phrases are short, because a row's cost grows faster than its length and an alignment is learnt from short
 rows first. The voice has espeak-ng's default formants and the pitch of demo/corpus's.
 
-Writes OUT/clips/NNNNN.wav and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and
-test.
+Writes OUT/clips/NNNNN.wav and, last, metadata.csv (file_name,text,split); 40 phrases each for valid and test.
 """
 
 import argparse

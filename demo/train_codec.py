@@ -81,7 +81,7 @@ ENCODER = ("encoder", "encoder_transformer", "downsample")  # the parts of a cod
 DECODER = ("quantizer", "upsample", "decoder_transformer", "decoder")  # latents' rate has no downsample and upsample
 MUON_LEAST = 16  # rows and columns of what it trains
 OUTPUT_SCALE = 0.02  # the last layer's rate to AdamW's: its weights are some 0.003, as audio is faint
-MELODY_WEIGHT = 1.0  # equal gradients of waveform and spectra, halfway
+MELODY_WEIGHT = 1.0  # with 2 the waveform has twice the gradient of the spectra, halfway
 MEL_MEAN, MEL_STD = -2.5, 2.0  # of log-mel spectra of speech
 MEL_FLOOR = 1e-4  # speech is some 0.1: at 1e-3 pauses could hiss 40 dB below it, which alone is a distortion of 2.5 dB
 VOICING_WEIGHT, PERIODS_WEIGHT, MOMENTS_WEIGHT = 0.3, 0.5, 0.05  # beside the spectrum that is read from latents
@@ -92,7 +92,7 @@ CODE_LR, CODE_CROPS = 2e-3, 24  # of the code's networks: peak rate, crops per s
 ENCODER_CROPS, DECODER_CROPS = 6, 3  # per step; with 3 and 6 both learn less in the same time
 READER_STEPS = 600
 SILENCE, RISE = 2 * FRAME, 240  # samples: most of a crop's own that are silent at first, and how fast it sets in then
-QUIET = 0.3  # of the mean loudness, whose frames weigh half as much, squared
+QUIET = 0.3  # at this share of the mean loudness the square of a frame's weight is a half
 HIGH_FLOOR = 0.1  # of spectral distances at first: with a low one their gradient is nearly all of pauses
 LAGS = np.arange(60, 401)  # samples, the periods of 400 to 60 Hz
 WINDOW, HOP = 1536, 240  # samples in which a period is looked for, and between two looks
@@ -601,9 +601,10 @@ def tensors(frames: Frames, crops: np.ndarray | slice) -> tuple[torch.Tensor, to
 def learn_code(args: argparse.Namespace, frames: Frames) -> Code:
     """Stage 1, once: the code in code.pt, that of all frames in codes.npy."""
     code, file = Code(load_mimi(args.config).quantizer.dimension), args.work / "code.pt"
-    if file.exists() or args.init_code:
-        code.load_state_dict(torch.load(file if file.exists() else args.init_code, weights_only=True))
-    if not file.exists():
+    done = file.exists()
+    if source := file if done else args.init_code:
+        code.load_state_dict(torch.load(source, weights_only=True))
+    if not done:
         train_code(args, frames, code)
         save_state(file, code.state_dict())
     if not (args.work / "codes.npy").exists():

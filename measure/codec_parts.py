@@ -50,7 +50,7 @@ PARTS: dict[str, dict] = {
     "without the low waveform": {"module": {"MELODY_WEIGHT": 0.0}},
     "without discriminators": {"args": {"critic_share": 1.0}},
     "discriminators from the start": {"args": {"critic_share": 0.0}},
-    "a third less decoder": {"mimi": {"decoder_seanet": {"n_filters": 16}}},
+    "a third fewer channels": {"mimi": {"decoder_seanet": {"n_filters": 16}}},
     "transformers at 12.5 Hz": {
         "mimi": {"seanet": SLOW, "decoder_seanet": SLOW, "transformer": {"output_dimensions": [32]}}
     },
